@@ -1,0 +1,22 @@
+"""The one error class of hf_zip, and the words of a suggestion."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HfZipError(ValueError):
+    """Input that hf_zip refuses; the message says what it is, what it should be, what to do."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> HfZipError:
+    """Returns the error for a name that is not among the known ones, with a suggestion.
+
+    Args:
+        kind: What the name should have been, such as "merge method".
+        name: The name as given.
+        known: The names that exist.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return HfZipError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
