@@ -1,0 +1,306 @@
+"""What to merge, as a value: one frozen dataclass, one YAML, the command line's options."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from hf_zip.errors import HfZipError, unknown
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model to merge.
+
+    Args:
+        model: A local folder or a Hub id, `org/name` or `org/name@revision`.
+        task: Name of the task the model was trained on. Models with the same task name share one
+            head. Left out, it is the folder's or repository's name.
+        parameters: Options of the merge method for this model, such as `weight`.
+    """
+
+    model: str
+    task: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Unlabelled inputs, the same for all models, from which statistics are gathered.
+
+    Args:
+        data: Data sets to take inputs from, in equal parts: a Hub id, an image folder, or a
+            parquet, csv or json file or glob; `DATA:column` names the input column.
+        split: Split to take; left out, `train` if there is one, else the only one.
+        column: Input column of every data set that does not name its own.
+        samples: Inputs in all, drawn by `seed`; more than there are takes all.
+        batch_size: Inputs per forward.
+    """
+
+    data: tuple[str, ...] = ()
+    split: str | None = None
+    column: str | None = None
+    samples: int = 1024
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        _at_least("calibration.samples", self.samples, 1)
+        _at_least("calibration.batch_size", self.batch_size, 1)
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """Labelled inputs of one task.
+
+    Args:
+        task: The task, as named in `models`.
+        data: A Hub id, an image folder, or a parquet, csv or json file or glob.
+        split: Split to take; left out, `test`, else `validation`, else the only one.
+        column: Input column; left out, the only column that can be one.
+        label_column: Label column; left out, `label` or the only class-label column.
+        samples: At most so many, drawn by `seed`; left out, all.
+        batch_size: Inputs per forward.
+    """
+
+    task: str
+    data: str
+    split: str | None = None
+    column: str | None = None
+    label_column: str | None = None
+    samples: int | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        _at_least("evaluation.batch_size", self.batch_size, 1)
+        if self.samples is not None:
+            _at_least("evaluation.samples", self.samples, 1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a merge.
+
+    The same names are the keys of the YAML file, the arguments of `hf_zip.merge` and the options
+    of `hf-zip merge`. The keys that mergekit has too mean what they mean there.
+
+    Args:
+        merge_method: Name of a merge method (`hf-zip methods` lists them).
+        models: The models to merge, at least one.
+        base_model: The model that the others were fine-tuned from, for methods that need it.
+        parameters: Options of the merge method.
+        dtype: Precision of the written weights. The mathematics is float32 or better.
+        stop_at: Number of transformer blocks that are shared; left out, all of them.
+        calibration: Unlabelled data, for methods that need it and for the evaluation's controls.
+        evaluation: Labelled data, one entry per task, or several.
+        seed: Decides every random choice.
+    """
+
+    merge_method: str
+    models: tuple[ModelSpec, ...]
+    base_model: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    stop_at: int | None = None
+    calibration: CalibrationSpec | None = None
+    evaluation: tuple[EvaluationSpec, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked without loading anything."""
+        if not self.models:
+            raise HfZipError("the recipe names no models; list at least two under 'models'")
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        if self.stop_at is not None:
+            _at_least("stop_at", self.stop_at, 0)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """Returns the recipe that a mapping describes.
+
+        Raises:
+            HfZipError: A key is unknown or missing, or a value has the wrong type.
+        """
+        recipe: Recipe = build(cls, values, "recipe")
+        return recipe
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "Recipe":
+        """Returns the recipe in a YAML file.
+
+        Raises:
+            HfZipError: The file is missing, is not YAML, or does not describe a recipe.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise HfZipError(f"recipe {str(path)!r} is not a file; give the path of a YAML recipe")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise HfZipError(f"recipe {str(path)!r} is not valid YAML: {error}") from error
+        if not isinstance(values, Mapping):
+            raise HfZipError(
+                f"recipe {str(path)!r} holds {_kind(values)}, but should be a mapping with the "
+                "keys 'merge_method' and 'models'"
+            )
+        return cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the recipe as plain dicts, lists and scalars, every default written out."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+    def to_yaml(self) -> str:
+        """Returns the recipe as YAML, every default written out."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def with_overrides(self, assignments: Sequence[str]) -> "Recipe":
+        """Returns the recipe with `key=value` assignments made, as `--set` takes them.
+
+        Args:
+            assignments: Dotted keys and YAML values, such as `parameters.alpha=0.5` or
+                `models.0.task=cars`.
+
+        Raises:
+            HfZipError: An assignment has no `=`, or its key does not exist.
+        """
+        values = self.to_dict()
+        for assignment in assignments:
+            key, equals, text = assignment.partition("=")
+            if not equals or not key:
+                raise HfZipError(f"--set takes key=value, such as seed=1, not {assignment!r}")
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise HfZipError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+            _assign(values, key.split("."), value, assignment)
+        return self.from_dict(values)
+
+
+def build(cls: type, values: Any, where: str) -> Any:
+    """Returns a dataclass from a mapping, with every key and type checked.
+
+    Args:
+        cls: A dataclass whose fields are scalars, literals, mappings, dataclasses or tuples.
+        values: The mapping, as YAML holds it.
+        where: What the mapping is, for messages.
+
+    Raises:
+        HfZipError: A key is unknown or missing, or a value has the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise HfZipError(f"{where} should be a mapping of keys to values, not {_kind(values)}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise unknown(f"key in {where}", str(key), fields)
+    for name, spec in fields.items():
+        required = spec.default is dataclasses.MISSING and (
+            spec.default_factory is dataclasses.MISSING
+        )
+        if required and name not in values:
+            raise HfZipError(f"{where} lacks the key {name!r}")
+    built = {
+        key: _value(hints[key], value, key if where == "recipe" else f"{where}.{key}")
+        for key, value in values.items()
+    }
+    return cls(**built)
+
+
+def _assign(values: Any, path: list[str], value: Any, assignment: str) -> None:
+    """Sets one dotted path in nested dicts and lists, making dicts where there is nothing yet."""
+    head, *rest = path
+    place: Any = values
+    key: Any = head
+    if isinstance(values, list):
+        if not head.isdigit() or int(head) >= len(values):
+            raise HfZipError(
+                f"--set {assignment}: {head!r} should be a position from 0 to {len(values) - 1}"
+            )
+        key = int(head)
+    elif not isinstance(values, dict):
+        raise HfZipError(f"--set {assignment}: {head!r} is below a value that holds no keys")
+    if not rest:
+        place[key] = value
+        return
+    if isinstance(place, dict) and place.get(key) is None:
+        place[key] = {}
+    _assign(place[key], rest, value, assignment)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """Returns a YAML value as the type that a field is declared with."""
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        if value is None:
+            return None
+        (hint,) = (arg for arg in get_args(hint) if arg is not type(None))
+        return _value(hint, value, where)
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise unknown(where, str(value), get_args(hint))
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value, where)
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, Sequence):
+            raise HfZipError(f"{where} should be a list, not {_kind(value)}")
+        return tuple(_value(get_args(hint)[0], item, f"{where}.{i}") for i, item in enumerate(items))
+    if origin is Mapping:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            raise HfZipError(f"{where} should be a mapping of keys to values, not {_kind(value)}")
+        return dict(value)
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: type, value: Any, where: str) -> Any:
+    """Returns a scalar of the declared type; an int is a float, a bool is not an int."""
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise HfZipError(f"{where} should be {_NAMES[hint]}, not {_kind(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise HfZipError(f"{where} is {value}; it should be a finite number")
+    return value
+
+
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _kind(value: Any) -> str:
+    """Returns a value in the words of somebody who writes YAML."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    return f"{value!r}"
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise HfZipError(f"{name} is {value}; it should be at least {least}")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
