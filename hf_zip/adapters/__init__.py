@@ -1,0 +1,90 @@
+"""One declarative table per family of architectures: which parameters play which role.
+
+A new family is a new file here with an `ENTRY`; nothing else is edited. The laws in `tests/laws`
+run over every entry and decide whether its table is right.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PretrainedConfig
+
+from hf_zip.errors import HfZipError
+from hf_zip.registry import discover
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A family's table. All names are relative to what the comment of their block says.
+
+    A name that a model does not have (an optional token, a pooler) is passed over; a parameter
+    that no name covers is an error, so a misspelt name cannot go unnoticed.
+
+    Args:
+        name: Name of the family.
+        model_types: The `config.model_type` values that this table describes.
+        example: Returns a small randomly initialised model with a task head, for the laws.
+        inputs: Returns random inputs for a config, a batch size and a generator.
+
+        embeddings: Parameters that write to the residual stream before the first block, and the
+            dimension that carries its features. Relative to the base model.
+        embedding_output: Module whose output is the residual stream before the first block.
+        layers: The list of blocks.
+        norms: Normalisations of the stream outside the blocks.
+        readers: Linear layers outside the blocks that read the stream.
+
+        query: Linear layers of the attention, relative to a block; so are the next ones.
+        key: See `query`.
+        value: See `query`.
+        output: See `query`.
+        mlp_in: First linear layer of the MLP.
+        mlp_out: Second linear layer of the MLP.
+        block_norms: Normalisations inside a block.
+
+        heads: Linear layers of the task head, from the stream to labels, relative to the model.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    example: Callable[[], PreTrainedModel]
+    inputs: Callable[[PretrainedConfig, int, torch.Generator], dict[str, Tensor]]
+
+    embeddings: Mapping[str, int] = field(default_factory=dict)
+    embedding_output: str = "embeddings"
+    layers: str = "layers"
+    norms: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
+
+    query: str = ""
+    key: str = ""
+    value: str = ""
+    output: str = ""
+    mlp_in: str = ""
+    mlp_out: str = ""
+    block_norms: tuple[str, ...] = ()
+
+    heads: tuple[str, ...] = ()
+
+
+def adapters() -> dict[str, Adapter]:
+    """Returns every known adapter by family name."""
+    return discover("hf_zip.adapters")
+
+
+def adapter_for(model_type: str) -> Adapter:
+    """Returns the adapter of a `config.model_type`.
+
+    Raises:
+        HfZipError: No family has a table for it.
+    """
+    for adapter in adapters().values():
+        if model_type in adapter.model_types:
+            return adapter
+    known = sorted(name for adapter in adapters().values() for name in adapter.model_types)
+    raise HfZipError(
+        f"models of type {model_type!r} are not supported; supported: {', '.join(known)}. To add a "
+        "family, write a table like hf_zip/adapters/vit.py (a file there, or an entry point in the "
+        "group 'hf_zip.adapters')"
+    )
