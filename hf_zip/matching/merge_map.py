@@ -19,14 +19,14 @@ class MergeMap:
 
     Args:
         merge: Maps each model's features to shared ones.
-        unmerge: Maps the shared features back to each model's.
+        unmerge: Maps the shared features back to each model's, `[models, d, merged]`.
 
     Raises:
         HfZipError: The shapes do not belong together, or a value is not finite.
     """
 
     merge: Float[Tensor, "models merged d"]
-    unmerge: Float[Tensor, "models d merged"]
+    unmerge: Float[Tensor, "_ _ _"]
 
     def __post_init__(self) -> None:
         """Checks shapes and values."""

@@ -1,0 +1,187 @@
+"""Folders out: written beside the target, checked by a reload, then renamed into place."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_zip.adapters import adapter_for
+from hf_zip.errors import HfZipError
+
+MARKER = "hf_zip_recipe.yaml"
+
+
+def save_checked(
+    model: PreTrainedModel, folder: str | Path, processor: Any = None, texts: Mapping[str, str] = {}
+) -> Path:
+    """Writes a model folder all at once, or not at all.
+
+    The folder is written under another name beside the target, loaded again, and compared: no
+    parameter may be missing or left over, and the outputs must be equal. Only then it takes the
+    target's place. Whatever goes wrong before, the target stays as it was.
+
+    Args:
+        model: The model.
+        folder: Where it should end; an older merge there is replaced.
+        processor: Saved with the model.
+        texts: More files by name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        HfZipError: The target holds something else than a merge, cannot be written, or the
+            reloaded model differs.
+    """
+    target = Path(folder)
+    check_replaceable(target)
+    with _staged(target) as staging:
+        model.save_pretrained(staging)
+        if processor is not None:
+            processor.save_pretrained(staging)
+        for name, text in texts.items():
+            (staging / name).write_text(text, encoding="utf-8")
+        check_reload(model, staging)
+    return target
+
+
+def check_replaceable(target: Path) -> None:
+    """Checks that a folder may be written, before any work is done.
+
+    Raises:
+        HfZipError: The target is a file, or a folder that holds something else than a merge.
+    """
+    if target.is_file():
+        raise HfZipError(f"{str(target)!r} is a file; give the name of a folder to write to")
+    if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
+        raise HfZipError(
+            f"{str(target)!r} is not empty and holds no {MARKER}, so it is not an earlier merge; "
+            "it is left as it is. Give another folder, or empty this one"
+        )
+
+
+def check_reload(model: PreTrainedModel, folder: Path) -> None:
+    """Checks that a saved folder loads as the model that was saved.
+
+    Raises:
+        HfZipError: A parameter is missing or left over, or the outputs differ.
+    """
+    reloaded, info = type(model).from_pretrained(
+        folder,
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+        output_loading_info=True,
+    )
+    lost = {key: sorted(map(str, info[key])) for key in info if info[key]}
+    if lost:
+        raise HfZipError(f"the saved model does not load as it was: {lost}; nothing was replaced")
+    changed = [
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter.cpu(), reloaded.get_parameter(name))
+    ]
+    if changed:
+        raise HfZipError(
+            f"the saved parameters {', '.join(changed[:3])} differ from the model's; nothing was "
+            "replaced"
+        )
+    before, after = _outputs(model), _outputs(reloaded)
+    # Equal parameters at other addresses may take another path through the linear algebra.
+    tolerance = 1e3 * torch.finfo(model.dtype).eps * before.abs().max()
+    if not (before - after).abs().max() <= tolerance:
+        raise HfZipError(
+            f"the reloaded model's outputs differ by up to {(before - after).abs().max():.3g}; "
+            "nothing was replaced"
+        )
+
+
+@torch.inference_mode()
+def _outputs(model: PreTrainedModel) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    inputs = adapter_for(model.config.model_type).inputs(model.config, 2, generator)
+    moved = {
+        key: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for key, value in inputs.items()
+    }
+    first: Tensor = model.eval()(**moved)[0]
+    return first.cpu()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file all at once: under another name first, then renamed into place."""
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.close()
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """Yields a folder beside the target that takes its place if nothing is raised."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(target)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-{os.getpid()}-", dir=target.parent))
+    try:
+        yield staging
+        staging.chmod(0o755)
+        _exchange(staging, target)
+    except (OSError, SafetensorError) as error:
+        raise HfZipError(
+            f"cannot write {str(target)!r}: {error}; what was there is left as it was"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _exchange(staging: Path, target: Path) -> None:
+    """Puts the staged folder at the target; the old folder comes back if that fails."""
+    if not target.exists():
+        staging.rename(target)
+        return
+    old = target.with_name(f".{target.name}.old")
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _tidy(target: Path) -> None:
+    """Removes what runs that were killed left behind, and brings back an old folder they moved."""
+    old = target.with_name(f".{target.name}.old")
+    if old.is_dir():
+        if target.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(target)
+    for staging in target.parent.glob(f".{target.name}.new-*"):
+        pid = staging.name.removeprefix(f".{target.name}.new-").split("-")[0]
+        if pid.isdigit() and not _runs(int(pid)):
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process
+        return True
+    return True
