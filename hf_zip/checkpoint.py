@@ -1,0 +1,231 @@
+"""A folder that `save_pretrained` wrote → its model and processor, checked."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+
+from hf_zip.errors import HfZipError
+
+# In the order in which transformers looks for them.
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+_IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
+
+
+def weight_files(folder: Path, reference: str) -> list[Path]:
+    """Returns the files that hold a checkpoint's weights, after a look at what the folder is.
+
+    Args:
+        folder: The folder.
+        reference: What the recipe calls it, for messages.
+
+    Raises:
+        HfZipError: It is no folder, holds no model or no weights, or a file is damaged.
+    """
+    if not folder.is_dir():
+        raise HfZipError(f"{reference!r} is a file; give the folder that holds its config.json")
+    if (folder / "adapter_config.json").is_file():
+        raise HfZipError(
+            f"{reference!r} is a PEFT adapter; merge it into its base model first "
+            "(merge_and_unload) and save the result"
+        )
+    if not (folder / "config.json").is_file():
+        raise HfZipError(
+            f"{reference!r} has no config.json, so it is not a model; give a folder that "
+            "save_pretrained wrote"
+        )
+    files = next((found for found in (sorted(folder.glob(p)) for p in WEIGHTS) if found), [])
+    if not files:
+        raise HfZipError(
+            f"{reference!r} has a config.json but no weights; a model.safetensors should be beside "
+            "it"
+        )
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise HfZipError(
+                    f"{reference!r}: {file.name} ({file.stat().st_size} bytes) is corrupt or cut "
+                    f"short: {first_line(error)}. Copy or download it again (with git, by "
+                    "`git lfs pull`)"
+                ) from error
+    return files
+
+
+def load_model(folder: Path, files: Sequence[Path], reference: str) -> PreTrainedModel:
+    """Returns a checkpoint's model in float32, of the class that its config names.
+
+    Args:
+        folder: The folder.
+        files: Its weight files.
+        reference: What the recipe calls it, for messages.
+
+    Raises:
+        HfZipError: The class is not one of transformers', or a weight is missing, left over, of
+            another shape or not finite.
+    """
+    cls = _model_class(folder / "config.json", reference)
+    try:
+        with _quiet():
+            model, info = cls.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                output_loading_info=True,
+                # Shapes that differ come back in `info`, where they can be named.
+                ignore_mismatched_sizes=True,
+                use_safetensors=files[0].suffix == ".safetensors",
+            )
+    except Exception as error:  # whatever a foreign config makes transformers raise
+        raise HfZipError(
+            f"{reference!r} cannot be loaded as {cls.__name__}: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+    _check_complete(info, cls.__name__, reference)
+    check_finite(model, reference)
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def _model_class(path: Path, reference: str) -> Any:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HfZipError(f"{reference!r}: config.json is not valid JSON: {error}") from error
+    names = config.get("architectures") if isinstance(config, Mapping) else None
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise HfZipError(
+            f"{reference!r}: config.json should name one model class under 'architectures', not "
+            f"{names!r}; save the model again with save_pretrained"
+        )
+    cls = getattr(transformers, names[0], None)
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+        reason = (
+            "it needs code of its own (trust_remote_code), which is not run"
+            if "auto_map" in config
+            else f"transformers {transformers.__version__} does not know it; a newer one may"
+        )
+        raise HfZipError(f"{reference!r} is a {names[0]}, which cannot be merged: {reason}")
+    expected = getattr(getattr(cls, "config_class", None), "model_type", None)
+    if config.get("model_type") != expected:
+        raise HfZipError(
+            f"{reference!r}: config.json gives the model_type {config.get('model_type')!r}, but "
+            f"its class {names[0]} is of type {expected!r}; correct the one that is wrong"
+        )
+    return cls
+
+
+def _check_complete(info: Mapping[str, Any], cls: str, reference: str) -> None:
+    shapes = {
+        f"{name} is {tuple(found)}, should be {tuple(wanted)}"
+        for name, found, wanted in info["mismatched_keys"]
+    }
+    lists = {
+        "missing": info["missing_keys"],
+        "left over": info["unexpected_keys"],
+        "of another shape": shapes,
+    }
+    problems = [f"{len(x)} {kind} ({_first_few(x)})" for kind, x in lists.items() if x]
+    if problems:
+        raise HfZipError(
+            f"the weights of {reference!r} are not those of a {cls}: {', '.join(problems)}. Its "
+            "config.json and its weights do not belong together; save the model again"
+        )
+
+
+def check_finite(model: PreTrainedModel, reference: str) -> None:
+    """Checks that no parameter or buffer of a model is NaN or infinite.
+
+    Raises:
+        HfZipError: One is.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise HfZipError(
+                f"{reference!r}: {bad} of {tensor.numel()} values of {name} are NaN or infinite; "
+                "the training has diverged or the file is damaged"
+            )
+
+
+def load_processor(folder: Path, reference: str) -> Any:
+    """Returns a checkpoint's image processor, else its tokenizer, else nothing.
+
+    Args:
+        folder: The folder.
+        reference: What the recipe calls it, for messages.
+
+    Raises:
+        HfZipError: There is one that cannot be loaded.
+    """
+    loaders: tuple[tuple[tuple[str, ...], Callable[[], Any]], ...] = (
+        # Without torchvision there is only PIL, and the two backends resize differently.
+        (
+            _IMAGE_PROCESSOR,
+            lambda: AutoImageProcessor.from_pretrained(
+                folder, backend="pil", trust_remote_code=False
+            ),
+        ),
+        (_TOKENIZER, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False)),
+    )
+    for names, load in loaders:
+        present = [name for name in names if (folder / name).is_file()]
+        if present:
+            try:
+                with _quiet():
+                    return load()
+            except Exception as error:  # whatever a foreign file makes transformers raise
+                raise HfZipError(
+                    f"{reference!r}: {present[0]} cannot be loaded: {first_line(error)}"
+                ) from error
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers' load report and bars off the terminal: the errors here say it shorter."""
+    settings = transformers.utils.logging
+    verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
+    settings.set_verbosity_error()
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        settings.set_verbosity(verbosity)
+        if bars:
+            settings.enable_progress_bar()
+
+
+def digest(files: Sequence[Path]) -> str:
+    """Returns the SHA-256 of a file, or of the list of digests that `sha256sum` prints for several.
+
+    Args:
+        files: The files.
+    """
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    if len(files) == 1:
+        return digests[0]
+    listed = (f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
+    return hashlib.sha256("".join(listed).encode()).hexdigest()
+
+
+def _first_few(names: set[str], count: int = 3) -> str:
+    return ", ".join(sorted(names)[:count]) + (", …" if len(names) > count else "")
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or its class where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

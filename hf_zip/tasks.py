@@ -1,0 +1,142 @@
+"""Tasks and their labels: who shares a head, and where each task's rows lie in the merged one."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from hf_zip.errors import HfZipError
+from hf_zip.sources import Source
+
+_SAYS_NOTHING = re.compile(r"LABEL_\d+")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a merge.
+
+    Args:
+        name: Its name.
+        labels: Its labels, in the order of its rows in the merged head.
+        start: Its first row in the merged head.
+        members: Positions of the sources that were trained on it.
+        rows: For each member, which row of the member's own head holds each label.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    start: int
+    members: tuple[int, ...]
+    rows: tuple[tuple[int, ...], ...]
+
+    @property
+    def stop(self) -> int:
+        """One past its last row in the merged head."""
+        return self.start + len(self.labels)
+
+
+def labels_of(config: PretrainedConfig) -> tuple[str, ...]:
+    """Returns a model's labels in the order of its head's rows.
+
+    Raises:
+        HfZipError: A row has no label.
+    """
+    absent = [i for i in range(len(config.id2label)) if i not in config.id2label]
+    if absent:
+        raise HfZipError(
+            f"id2label has {len(config.id2label)} labels but none for row {absent[0]}; number them "
+            "from 0 in the model's config.json"
+        )
+    return tuple(str(config.id2label[i]) for i in range(len(config.id2label)))
+
+
+def says_nothing(labels: Sequence[str]) -> bool:
+    """Tells whether labels are transformers' defaults, LABEL_0, LABEL_1 …, which mean nothing."""
+    return all(_SAYS_NOTHING.fullmatch(label) for label in labels)
+
+
+def resolve_tasks(sources: Sequence[Source], force: bool = False) -> tuple[Task, ...]:
+    """Returns the tasks of a merge, in the order of the sources.
+
+    Sources with the same task name share one head, row by row of the same label. A source without a
+    task name shares the head of an unnamed source with the same, meaningful labels; else its task
+    is named after it. Labels that say nothing become `task/LABEL_0`.
+
+    Args:
+        sources: The models.
+        force: Keep labels that occur in several tasks apart as `task/label` instead of refusing.
+
+    Raises:
+        HfZipError: Models of one task have different labels, or labels that cannot be matched; a
+            label occurs in two tasks; or a row has none.
+    """
+    members: dict[str, list[int]] = {}
+    for position in range(len(sources)):
+        members.setdefault(_task_name(sources, position, members), []).append(position)
+
+    named = {name: _common_labels(name, [sources[i] for i in who]) for name, who in members.items()}
+    apart = {name: says_nothing(labels) for name, labels in named.items()}
+    owners: dict[str, str] = {}
+    clashes: set[str] = set()
+    for name, labels in named.items():
+        for label in () if apart[name] else labels:
+            if owners.get(label, name) != name:
+                clashes.add(label)
+                if not force:
+                    raise HfZipError(
+                        f"label {label!r} belongs to task {owners[label]!r} and to task {name!r}, "
+                        "so an answer would be ambiguous. Give both models the same task if they "
+                        "do the same job, or pass --force to keep them apart as "
+                        f"'{owners[label]}/{label}' and '{name}/{label}'"
+                    )
+            owners.setdefault(label, name)
+
+    tasks, start = [], 0
+    for name, labels in named.items():
+        shown = tuple(f"{name}/{x}" if apart[name] or x in clashes else x for x in labels)
+        rows = tuple(_rows(labels, labels_of(sources[i].model.config)) for i in members[name])
+        tasks.append(Task(name, shown, start, tuple(members[name]), rows))
+        start += len(labels)
+    return tuple(tasks)
+
+
+def _task_name(sources: Sequence[Source], position: int, members: dict[str, list[int]]) -> str:
+    source = sources[position]
+    if source.task is not None:
+        return source.task
+    labels = labels_of(source.model.config)
+    for name, who in members.items():
+        same = set(labels_of(sources[who[0]].model.config)) == set(labels)
+        if same and sources[who[0]].task is None and not says_nothing(labels):
+            return name
+    name = source.name or f"task_{position}"
+    taken = {*members, *(other.task for other in sources)}
+    while name in taken:
+        name = f"{name}_{position}"
+    return name
+
+
+def _common_labels(name: str, sources: Sequence[Source]) -> tuple[str, ...]:
+    first, *others = (labels_of(source.model.config) for source in sources)
+    for source, labels in zip(sources[1:], others, strict=True):
+        if sorted(labels) != sorted(first):
+            only = sorted(set(labels) ^ set(first))
+            raise HfZipError(
+                f"{sources[0].reference!r} and {source.reference!r} are both given as task "
+                f"{name!r}, but their labels differ ({len(first)} and {len(labels)} labels; in one "
+                f"only: {', '.join(only[:5])}). Give them different tasks"
+            )
+        if len(set(labels)) < len(labels) and labels != first:
+            raise HfZipError(
+                f"{sources[0].reference!r} and {source.reference!r} share task {name!r} and repeat "
+                "labels in different orders, so their rows cannot be matched; give every label a "
+                "name of its own in id2label"
+            )
+    return first
+
+
+def _rows(labels: tuple[str, ...], own: tuple[str, ...]) -> tuple[int, ...]:
+    if len(set(own)) < len(own):  # repeated names cannot tell rows apart
+        return tuple(range(len(own)))
+    return tuple(own.index(label) for label in labels)
