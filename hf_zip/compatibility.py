@@ -1,0 +1,203 @@
+"""Whether two models fit together: their classes, shapes, configs and processors."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_zip.adapters import Adapter
+from hf_zip.groups import head_names
+from hf_zip.sources import Source
+
+Level = Literal["error", "warning", "info"]
+
+_SHAPES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
+# Used in training only, or by heads that are not merged. So is everything with "drop" in its name.
+_WITHOUT_EFFECT = ("initializer_range", "encoder_stride")
+_PREPARATION = {
+    "do_convert_rgb": (),
+    "do_resize": ("size", "resample"),
+    "do_center_crop": ("crop_size",),
+    "do_rescale": ("rescale_factor",),
+    "do_normalize": ("image_mean", "image_std"),
+    "do_pad": ("pad_size",),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was noticed.
+
+    Args:
+        level: An error stops the merge; a warning is for the reader to judge.
+        code: Which check found it, as one fixed word.
+        message: What it is, with names and values, and what to do.
+    """
+
+    level: Level
+    code: str
+    message: str
+
+
+def refused(code: str, problem: str, remedy: str, forced: str, force: bool) -> Finding:
+    """Returns the finding for a problem that somebody may know better about.
+
+    Args:
+        code: Which check found it.
+        problem: What it is.
+        remedy: What to do about it.
+        forced: What is done all the same if the reader insists.
+        force: The reader insists: it is a warning, no error.
+    """
+    if force:
+        return Finding("warning", code, f"{problem}; by --force {forced}")
+    return Finding("error", code, f"{problem}. {remedy}, or pass --force, by which {forced}")
+
+
+def compare_architectures(first: Source, other: Source, adapter: Adapter) -> Iterator[Finding]:
+    """Returns the differences of class and shape, what follows from another one left out.
+
+    Args:
+        first: The one model.
+        other: The other, of the same type.
+        adapter: Their family's table.
+    """
+    pair, (a, b) = both(first, other), (first.model, other.model)
+    if type(a) is not type(b):
+        yield Finding(
+            "error",
+            "class",
+            f"{pair} are of different classes, {type(a).__name__} and {type(b).__name__}; save "
+            "both as one class",
+        )
+    differing = [key for key in _SHAPES if _value(a.config, key) != _value(b.config, key)]
+    for key in differing:
+        yield Finding(
+            "error",
+            "shape",
+            f"{pair} differ in {key}, {_value(a.config, key)} and {_value(b.config, key)}; only "
+            "models of one shape can be merged",
+        )
+    if differing or type(a) is not type(b):
+        return
+    mine, theirs = _trunk_shapes(a, adapter), _trunk_shapes(b, adapter)
+    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    if names:
+        shapes = (f"{n} {mine.get(n, 'absent')} and {theirs.get(n, 'absent')}" for n in names[:3])
+        yield Finding(
+            "error",
+            "shape",
+            f"{pair} differ in {len(names)} parameters outside their heads: {', '.join(shapes)}"
+            f"{', …' if len(names) > 3 else ''}; only models of one shape can be merged",
+        )
+
+
+def _trunk_shapes(model: PreTrainedModel, adapter: Adapter) -> dict[str, tuple[int, ...]]:
+    heads = tuple(f"{name}." for name in head_names(model, adapter))
+    return {
+        name: tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        if not name.startswith(heads)
+    }
+
+
+def compare_configs(first: Source, other: Source, force: bool) -> Iterator[Finding]:
+    """Returns the differences between the config values that the family declares.
+
+    What every config has is labels, names and bookkeeping, and shapes are `compare_architectures`'.
+
+    Args:
+        first: The one model; the merged model gets its config.
+        other: The other, of the same type.
+        force: See `refused`.
+    """
+    pair, (a, b) = both(first, other), (first.model.config, other.model.config)
+    everywhere = {field.name for field in dataclasses.fields(PretrainedConfig)}
+    keys = [field.name for field in dataclasses.fields(a) if field.name not in everywhere]
+    for key in keys:
+        x, y = _value(a, key), _value(b, key)
+        if x == y or key in _SHAPES:
+            continue
+        problem = f"{pair} differ in {key}, {x!r} and {y!r}"
+        if key in _WITHOUT_EFFECT or "drop" in key:
+            yield Finding("info", "config", f"{problem}, which does not change what they compute")
+        elif key.endswith("_eps"):
+            yield Finding("warning", "config", f"{problem}; the merged model has the first's")
+        else:
+            yield refused(
+                "config",
+                f"{problem}, so the same weights mean different functions",
+                f"Merge models with the same {key}",
+                "the merged model has the first's",
+                force,
+            )
+
+
+def compare_processors(first: Source, other: Source, force: bool) -> Iterator[Finding]:
+    """Returns the differences in how images are prepared.
+
+    Args:
+        first: The one model; the merged model gets its processor.
+        other: The other.
+        force: See `refused`.
+    """
+    pair, (a, b) = both(first, other), (first.processor, other.processor)
+    if (a is None) != (b is None):
+        yield Finding(
+            "warning",
+            "processor",
+            f"of {pair} only {(first if b is None else other).reference!r} has a processor; check "
+            "that both were trained on inputs that it prepares",
+        )
+    if a is None or b is None:
+        return
+    mine, theirs = _preparation(a), _preparation(b)
+    keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+    if keys:
+        values = ", ".join(f"{key} {mine.get(key)} and {theirs.get(key)}" for key in keys)
+        yield refused(
+            "processor",
+            f"{pair} prepare images differently: {values}",
+            "Fine-tune both with one image processor",
+            "the first's prepares all images",
+            force,
+        )
+
+
+def _preparation(processor: Any) -> dict[str, Any]:
+    """What an image processor does; values of steps that it leaves out do not count."""
+    values = processor.to_dict() if hasattr(processor, "to_dict") else {}
+    return {
+        key: _plain(values.get(key))
+        for step, keys in _PREPARATION.items()
+        if values.get(step)
+        for key in (step, *keys)
+    }
+
+
+def both(first: Source, other: Source) -> str:
+    """Returns the names of two sources for a message."""
+    return f"{first.reference!r} and {other.reference!r}"
+
+
+def _value(config: PretrainedConfig, key: str) -> Any:
+    return _plain(getattr(config, key, None))
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as a file would hold it: lists for tuples, numbers for enumerations."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value

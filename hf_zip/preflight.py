@@ -1,0 +1,191 @@
+"""What can go wrong with a merge, found before the work."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hf_zip.adapters import adapter_for
+from hf_zip.compatibility import (
+    Finding,
+    both,
+    compare_architectures,
+    compare_configs,
+    compare_processors,
+    refused,
+)
+from hf_zip.errors import HfZipError
+from hf_zip.similarity import ROLES, Initialisation, PairSimilarity, initialisation, similarities
+from hf_zip.sources import Source
+from hf_zip.tasks import Task, labels_of, says_nothing
+
+_SUGGESTIONS: dict[Initialisation, str] = {
+    "shared": "average: the models' weights are alike part by part, so their mean makes sense",
+    "different": (
+        "zipit: the models' weights are unrelated part by part, so their mean is noise; zipit "
+        "matches features by what they do on calibration inputs"
+    ),
+    "unclear": (
+        "compare zipit with average on evaluation data: the models' weights are neither clearly "
+        "alike nor clearly unrelated"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known of a merge before the work.
+
+    Args:
+        findings: What was noticed, warnings first.
+        similarities: How alike the weights of every pair of models are.
+        initialisation: Whether the models share one; `similarity.initialisation` says how it is
+            told.
+        suggestion: Which method fits, in words.
+    """
+
+    findings: tuple[Finding, ...]
+    similarities: tuple[PairSimilarity, ...]
+    initialisation: Initialisation
+    suggestion: str
+
+
+def preflight(
+    sources: Sequence[Source],
+    tasks: Sequence[Task],
+    *,
+    needs_shared_init: bool = False,
+    method: str = "",
+    force: bool = False,
+) -> Preflight:
+    """Returns what is known of a merge before the work, or refuses it with all its problems.
+
+    Args:
+        sources: The models.
+        tasks: Their tasks.
+        needs_shared_init: The method is for models that share their initialisation.
+        method: Name of the method, for messages.
+        force: Turn the problems that somebody may know better about into warnings.
+
+    Raises:
+        HfZipError: The models do not fit together; the message lists everything that was found.
+    """
+    findings = [*_few(sources), *_tasks(sources, tasks), *_types(sources)]
+    first, alike = sources[0], [s for s in sources[1:] if _type(s) == _type(sources[0])]
+    pairs: tuple[PairSimilarity, ...] = ()
+    if not any(finding.code == "unsupported" for finding in findings):
+        adapter = adapter_for(_type(first))
+        for other in alike:
+            findings += compare_architectures(first, other, adapter)
+            findings += compare_configs(first, other, force)
+            findings += compare_processors(first, other, force)
+        if not any(finding.code in ("type", "class", "shape") for finding in findings):
+            pairs = similarities(sources, adapter)
+            findings += _identical(sources)
+            if needs_shared_init:
+                findings += _initialisation(pairs, method or "this method", force)
+
+    errors = [finding.message for finding in findings if finding.level == "error"]
+    if errors:
+        listed = "".join(f"\n- {message}" for message in errors)
+        raise HfZipError(
+            f"these models cannot be merged, for {len(errors)} "
+            f"reason{'s' if len(errors) > 1 else ''}:{listed}"
+        )
+    verdict = initialisation(pairs)
+    return Preflight(
+        findings=tuple(sorted(findings, key=lambda finding: finding.level != "warning")),
+        similarities=pairs,
+        initialisation=verdict,
+        suggestion=_SUGGESTIONS[verdict],
+    )
+
+
+def render(found: Preflight) -> str:
+    """Returns a preflight as a few lines of plain text for a terminal."""
+    lines = [f"{finding.level}: {finding.message}" for finding in found.findings]
+    if found.similarities:
+        names = [f"{pair.first} / {pair.second}" for pair in found.similarities]
+        width = max(len("weight cosine"), *map(len, names))
+        lines.append("  ".join(["weight cosine".ljust(width), *(x.rjust(10) for x in ROLES)]))
+        for name, pair in zip(names, found.similarities, strict=True):
+            cells = [f"{pair.cosines[x]:.3f}" if x in pair.cosines else "-" for x in ROLES]
+            lines.append("  ".join([name.ljust(width), *(cell.rjust(10) for cell in cells)]))
+        lines.append(f"initialisation: {found.initialisation}")
+        lines.append(f"suggestion: {found.suggestion}")
+    return "\n".join(lines)
+
+
+def _few(sources: Sequence[Source]) -> Iterator[Finding]:
+    if not sources:
+        raise HfZipError("there are no models to merge; name at least two under 'models'")
+    if len(sources) == 1:
+        yield Finding(
+            "warning",
+            "single",
+            f"{sources[0].reference!r} is the only model, so there is nothing to merge it with; "
+            "name at least two under 'models'",
+        )
+
+
+def _tasks(sources: Sequence[Source], tasks: Sequence[Task]) -> Iterator[Finding]:
+    for task in tasks:
+        names = " and ".join(sources[member].name for member in task.members)
+        yield Finding("info", "task", f"task {task.name!r}: {len(task.labels)} labels of {names}")
+        if says_nothing(labels_of(sources[task.members[0]].model.config)):
+            yield Finding(
+                "warning",
+                "labels",
+                f"the labels of task {task.name!r} say nothing and become {task.labels[0]!r} and "
+                f"so on; name them under id2label in the config of {names}",
+            )
+
+
+def _types(sources: Sequence[Source]) -> Iterator[Finding]:
+    try:
+        adapter_for(_type(sources[0]))
+    except HfZipError as error:
+        yield Finding("error", "unsupported", str(error))
+    for other in sources[1:]:
+        if _type(other) != _type(sources[0]):
+            yield Finding(
+                "error",
+                "type",
+                f"{both(sources[0], other)} are of different types, {_type(sources[0])} and "
+                f"{_type(other)}; only models of one type can be merged",
+            )
+
+
+def _identical(sources: Sequence[Source]) -> Iterator[Finding]:
+    for position, other in enumerate(sources):
+        for first in sources[:position]:
+            tensors = zip(first.model.parameters(), other.model.parameters(), strict=True)
+            if all(torch.equal(x, y) for x, y in tensors):
+                yield Finding("info", "identical", f"{both(first, other)} have the same weights")
+
+
+def _initialisation(pairs: Sequence[PairSimilarity], method: str, force: bool) -> Iterator[Finding]:
+    for pair in pairs:
+        cosines = ", ".join(f"{role} {cosine:.2f}" for role, cosine in pair.cosines.items())
+        problem = (
+            f"{method} is for models that were fine-tuned from one initialisation, but the weights "
+            f"of {pair.first!r} and {pair.second!r} are"
+        )
+        if pair.initialisation == "different":
+            yield refused(
+                "initialisation",
+                f"{problem} unrelated (cosines: {cosines})",
+                "Use zipit, which matches features first",
+                f"{method} is used all the same",
+                force,
+            )
+        if pair.initialisation == "unclear":
+            yield Finding(
+                "warning",
+                "initialisation",
+                f"{problem} only somewhat alike (cosines: {cosines}); compare with zipit",
+            )
+
+
+def _type(source: Source) -> str:
+    return str(source.model.config.model_type)
