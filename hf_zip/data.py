@@ -1,0 +1,283 @@
+"""Data sets by name: found, opened, their columns and rows picked."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from PIL import Image as PillowImage
+
+from hf_zip.errors import HfZipError, unknown
+
+logger = logging.getLogger(__name__)
+
+_WITH_COLUMN = re.compile(r"(?P<data>.+):(?P<column>[A-Za-z_]\w*)")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_LABEL_TYPE = re.compile(r"u?int\d+|bool|(large_)?string")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+_KINDS = (
+    "a Hub id (org/name or org/name@revision), an image folder, a save_to_disk folder, or a "
+    f"{', '.join(name.lstrip('.') for name in _BUILDERS)} file or glob"
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One split of a data set.
+
+    Args:
+        name: What the recipe calls the data set, without the column.
+        rows: The rows.
+        split: Name of the split.
+        column: The input column that the recipe names along with the data set, if any.
+        revision: The resolved commit on the Hub; nothing for files.
+        folder: Where relative paths in the data start.
+    """
+
+    name: str
+    rows: Dataset
+    split: str | None = None
+    column: str | None = None
+    revision: str | None = None
+    folder: Path | None = None
+
+
+def open_table(data: str, split: str | None, preferred: Sequence[str]) -> Table:
+    """Returns one split of a data set.
+
+    Args:
+        data: A Hub id, an image folder, a `save_to_disk` folder, or a parquet, csv or json file or
+            glob; `DATA:column` names the input column too.
+        split: The split to take.
+        preferred: The splits to take when none is given, the first that exists, if there are
+            several.
+
+    Raises:
+        HfZipError: There is no such data set in reach, it cannot be read, it has no such split, or
+            the split has no rows.
+    """
+    name, column = split_column(data)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        splits, folder = _open_folder(path, name), path
+    elif path.suffix in _BUILDERS:
+        files = _matching(path, name)
+        splits, folder = _open_files(files, name), files[0].parent
+    elif path.exists():
+        raise HfZipError(f"data {name!r} is a {path.suffix or 'nameless'} file; give {_KINDS}")
+    else:
+        splits, folder = _open_hub(name), None
+    chosen = _choose(splits, split, preferred, name)
+    rows = splits[chosen]
+    if not len(rows):
+        raise HfZipError(f"data {name!r} have no rows in split {chosen!r}; give some")
+    return Table(name, rows, chosen, column, None if folder else _commit(rows), folder)
+
+
+def split_column(data: str) -> tuple[str, str | None]:
+    """Returns the parts of `DATA:column`; a path that exists as it is has no column.
+
+    Example:
+        >>> split_column("org/images:picture")
+        ('org/images', 'picture')
+    """
+    found = _WITH_COLUMN.fullmatch(data)
+    if found is None or Path(data).expanduser().exists():
+        return data, None
+    return found["data"], found["column"]
+
+
+def input_column(table: Table, column: str | None) -> str:
+    """Returns the column that holds images.
+
+    Args:
+        table: The data.
+        column: The column to take, unless the data were given as `DATA:column`.
+
+    Raises:
+        HfZipError: There is no such column, none that holds images, or several.
+    """
+    column = table.column or column
+    if column is not None:
+        return _existing(table, column)
+    features = table.rows.features
+    typed = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if not typed:
+        first = table.rows[0]
+        typed = [name for name in features if _looks_like_image(first[name])]
+    if len(typed) != 1:
+        raise HfZipError(
+            f"data {table.name!r} have {len(typed) or 'no'} columns that hold images; name one as "
+            f"{table.name}:COLUMN. Columns: {columns(table.rows)}"
+        )
+    return typed[0]
+
+
+def label_column(table: Table, column: str | None) -> str:
+    """Returns the column that holds labels: `label`, `labels`, or the only class-label column.
+
+    Args:
+        table: The data.
+        column: The column to take.
+
+    Raises:
+        HfZipError: There is no such column, none that can be it, or it holds no labels.
+    """
+    features = table.rows.features
+    if column is not None:
+        _existing(table, column)
+    else:
+        classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        candidates = [name for name in ("label", "labels") if name in features]
+        candidates = candidates or (classes if len(classes) == 1 else [])
+        if not candidates:
+            raise HfZipError(
+                f"data {table.name!r} have no column 'label' and {len(classes)} class-label "
+                f"columns; name one as label_column. Columns: {columns(table.rows)}"
+            )
+        column = candidates[0]
+    feature = features[column]
+    if not isinstance(feature, ClassLabel) and not _LABEL_TYPE.fullmatch(_type(feature)):
+        raise HfZipError(
+            f"column {column!r} of data {table.name!r} holds {_type(feature)}; labels should be "
+            "class labels, whole numbers or text"
+        )
+    return column
+
+
+def draw(count: int, available: int, seed: Sequence[int], name: str) -> list[int]:
+    """Returns the positions of rows drawn without replacement, in ascending order.
+
+    Args:
+        count: How many; if there are fewer, all.
+        available: How many there are.
+        seed: Decides which.
+        name: What the data are called, for the log.
+    """
+    if count >= available:
+        if count > available:
+            logger.info("data %r have %d of %d rows asked for; all used", name, available, count)
+        return list(range(available))
+    chosen = np.random.default_rng(list(seed)).choice(available, size=count, replace=False)
+    return sorted(chosen.tolist())
+
+
+def columns(rows: Dataset) -> str:
+    """Returns the columns and their types, for messages."""
+    return ", ".join(f"{name} ({_type(feature)})" for name, feature in rows.features.items())
+
+
+def _open_folder(path: Path, name: str) -> DatasetDict:
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return _as_splits(datasets.load_from_disk(str(path)))
+        return _as_splits(datasets.load_dataset(str(path.resolve())))
+    except Exception as error:  # whatever foreign files make the library raise
+        raise _unreadable(name, error) from error
+
+
+def _matching(path: Path, name: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    if not files:
+        raise HfZipError(f"data {name!r} match no file; check the path")
+    return files
+
+
+def _open_files(files: Sequence[Path], name: str) -> DatasetDict:
+    builder, paths = _BUILDERS[files[0].suffix], [str(file) for file in files]
+    try:
+        return _as_splits(datasets.load_dataset(builder, data_files=paths))
+    except Exception as error:  # whatever foreign files make the library raise
+        raise _unreadable(name, error) from error
+
+
+def _open_hub(name: str) -> DatasetDict:
+    if not _HUB_ID.fullmatch(name):
+        raise HfZipError(f"data {name!r} do not exist; check the path, or give {_KINDS}")
+    repository, _, revision = name.partition("@")
+    try:
+        return _as_splits(datasets.load_dataset(repository, revision=revision or None))
+    except DatasetNotFoundError as error:
+        raise HfZipError(
+            f"data {name!r} are neither a file or folder nor a data set on the Hub that you may "
+            "read; check the spelling and the revision, and log in with `hf auth login` if they "
+            "are private or gated"
+        ) from error
+    except ConnectionError as error:
+        raise HfZipError(
+            f"data {name!r} are neither a file or folder nor in the cache, and the Hub is out of "
+            f"reach: {_first_line(error)}. Check the path or the connection"
+        ) from error
+    except Exception as error:  # whatever foreign files make the library raise
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> HfZipError:
+    cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+    return HfZipError(f"data {name!r} cannot be read: {_first_line(cause)}; give {_KINDS}")
+
+
+def _as_splits(loaded: Any) -> DatasetDict:
+    if isinstance(loaded, Dataset):
+        return DatasetDict({str(loaded.split or "all"): loaded})
+    return loaded
+
+
+def _choose(splits: DatasetDict, split: str | None, preferred: Sequence[str], name: str) -> str:
+    if split is not None:
+        if split not in splits:
+            raise unknown(f"split of data {name!r}", split, splits)
+        return split
+    wanted = [choice for choice in preferred if choice in splits]
+    if not wanted and len(splits) > 1:
+        raise HfZipError(
+            f"data {name!r} have the splits {', '.join(splits)}, none of them "
+            f"{' or '.join(preferred)}; name one as 'split'"
+        )
+    return wanted[0] if wanted else next(iter(splits))
+
+
+def _existing(table: Table, column: str) -> str:
+    if column not in table.rows.column_names:
+        raise unknown(f"column of data {table.name!r}", column, table.rows.column_names)
+    return column
+
+
+def _commit(rows: Dataset) -> str | None:
+    """The commit that the datasets library keeps the rows of a data set on the Hub under."""
+    for file in rows.cache_files:
+        for part in reversed(Path(file["filename"]).parts):
+            if _COMMIT.fullmatch(part):
+                return part
+    return None
+
+
+def _looks_like_image(value: Any) -> bool:
+    """Tells whether a value is an image file, its path, its bytes, or its pixels."""
+    if isinstance(value, str):
+        return Path(value).suffix.lower() in PillowImage.registered_extensions()
+    if isinstance(value, dict):
+        return {"bytes", "path"} >= set(value) and bool(value)
+    if isinstance(value, bytes | PillowImage.Image):
+        return True
+    return isinstance(value, list) and np.ndim(value) in (2, 3)
+
+
+def _type(feature: Any) -> str:
+    if isinstance(feature, Value):
+        return str(feature.dtype)
+    return type(feature).__name__
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
