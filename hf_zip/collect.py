@@ -1,0 +1,155 @@
+"""Models and batches in, statistics out: the only place with hooks, under Accelerate."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, tqdm
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from hf_zip.errors import HfZipError
+from hf_zip.groups import MergeGroup, Tap
+
+
+@runtime_checkable
+class Accumulator(Protocol):
+    """A statistic that grows batch by batch and whose state is plain sums."""
+
+    def update(self, x: Tensor) -> None:
+        """Adds rows of features."""
+
+    def state(self) -> Any:
+        """Returns the sums."""
+
+    def load_state(self, state: Any) -> None:
+        """Replaces the sums."""
+
+
+A = TypeVar("A", bound=Accumulator)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Features of one or several models at given places, side by side.
+
+    Args:
+        size: Number of features in all.
+        places: Position of a model and where to look in it; features are concatenated in order.
+    """
+
+    size: int
+    places: tuple[tuple[int, Tap], ...]
+
+
+def group_observations(group: MergeGroup, num_models: int) -> list[Observation]:
+    """Returns one observation per tap of a group: the features of all models, side by side."""
+    return [
+        Observation(group.size * num_models, tuple((k, tap) for k in range(num_models)))
+        for tap in group.taps
+    ]
+
+
+def make_accelerator() -> Accelerator:
+    """Returns an Accelerator whose loaders never repeat a sample to even out the processes."""
+    return Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False))
+
+
+def collect(
+    models: Sequence[nn.Module],
+    inputs: Any,
+    observations: Sequence[Observation],
+    statistic: Callable[..., A],
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> list[A]:
+    """Returns one statistic per observation, over all inputs and all processes.
+
+    Every model runs on every input. Each process works on its own batches and the sums are reduced
+    once at the end, so any number of processes gives the same numbers.
+
+    Args:
+        models: Models of one architecture; they are moved to the accelerator's device.
+        inputs: A map-style data set of keyword arguments for the models.
+        observations: Where to look.
+        statistic: Makes an accumulator from a number of features and a `device`.
+        batch_size: Inputs per forward.
+        accelerator: The accelerator to run under; made here when left out.
+        progress: Show a progress bar, on the main process.
+
+    Raises:
+        HfZipError: There are no inputs, or a model has no such module.
+    """
+    if not len(inputs):
+        raise HfZipError("there are no calibration inputs; give a data set with at least one row")
+    accelerator = accelerator or make_accelerator()
+    models = [model.to(accelerator.device).eval() for model in models]
+    accumulators = [statistic(o.size, device=accelerator.device) for o in observations]
+    loader = accelerator.prepare(DataLoader(inputs, batch_size=batch_size, shuffle=False))
+    taps = [
+        list(dict.fromkeys(tap for o in observations for k, tap in o.places if k == position))
+        for position in range(len(models))
+    ]
+    for batch in tqdm(loader, desc="calibration", disable=not progress, leave=False):
+        seen = [observe(*pair, batch) for pair in zip(models, taps, strict=True)]
+        for observation, accumulator in zip(observations, accumulators, strict=True):
+            features = [seen[k][tap] for k, tap in observation.places]
+            accumulator.update(torch.cat(features, dim=1))
+    if accelerator.num_processes > 1:
+        for accumulator in accumulators:
+            accumulator.load_state(accelerator.reduce(accumulator.state(), reduction="sum"))
+    return accumulators
+
+
+@torch.inference_mode()
+def observe(
+    model: nn.Module, taps: Sequence[Tap], batch: Mapping[str, Tensor]
+) -> dict[Tap, Tensor]:
+    """Returns what one forward shows at the taps, as `[rows, features]`.
+
+    Raises:
+        HfZipError: The model has no such module, or the forward did not reach it.
+    """
+    seen: dict[Tap, Tensor] = {}
+    with _hooks(model, taps, seen):
+        model(**batch)
+    for tap in taps:
+        if tap not in seen:
+            raise HfZipError(
+                f"the forward of {type(model).__name__} never reached {tap.module!r}, so its "
+                f"{tap.side} cannot be observed"
+            )
+    return seen
+
+
+@contextmanager
+def _hooks(model: nn.Module, taps: Sequence[Tap], seen: dict[Tap, Tensor]) -> Iterator[None]:
+    modules = dict(model.named_modules())
+    handles = []
+    try:
+        for tap in taps:
+            if tap.module not in modules:
+                raise HfZipError(f"{type(model).__name__} has no module {tap.module!r} to observe")
+            handles.append(_hook(modules[tap.module], tap, seen))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(module: nn.Module, tap: Tap, seen: dict[Tap, Tensor]) -> Any:
+    def keep(features: Any) -> None:
+        tensor = features[0] if isinstance(features, tuple) else features
+        seen[tap] = tensor.reshape(-1, tensor.shape[-1])
+
+    if tap.side == "input":
+        # Some blocks call their layers by keyword, so positional arguments may be empty.
+        return module.register_forward_pre_hook(
+            lambda _, args, kwargs: keep(args[0] if args else next(iter(kwargs.values()))),
+            with_kwargs=True,
+        )
+    return module.register_forward_hook(lambda _, __, output: keep(output))

@@ -1,0 +1,148 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_zip.adapters import adapter_for
+from hf_zip.collect import Observation, collect, group_observations, observe
+from hf_zip.errors import HfZipError
+from hf_zip.groups import Tap, merge_groups
+from hf_zip.statistics.covariance import Covariance
+from tests.models import images, rows, vit
+
+SCRIPT = """
+import sys, torch
+from accelerate.utils import gather_object
+from hf_zip.adapters import adapter_for
+from hf_zip.collect import collect, group_observations, make_accelerator
+from hf_zip.groups import merge_groups
+from hf_zip.statistics.covariance import Covariance
+from tests.models import images, rows, vit
+
+models = [vit(seed=1), vit(seed=2)]
+accelerator = make_accelerator()
+updates = 0
+class Counting(Covariance):
+    def update(self, x):
+        global updates
+        updates += 1
+        super().update(x)
+groups = merge_groups(models[0], adapter_for("vit"))
+observations = [o for group in groups for o in group_observations(group, 2)]
+found = collect(models, rows(images(models[0], 37)), observations, Counting, 8, accelerator, False)
+updates = gather_object([updates])
+if accelerator.is_main_process:
+    torch.save({
+        "processes": accelerator.num_processes,
+        "updates": updates,
+        "covariances": [f.covariance() for f in found],
+    }, sys.argv[1])
+"""
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def run(script, out, processes):
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "yes",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *launcher, "--master_port", str(free_port()), str(script), str(out)]
+    subprocess.run(command, check=True, env=environment, timeout=200, capture_output=True)
+    return torch.load(out)
+
+
+def test_two_processes_with_unequal_batches_give_the_numbers_of_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    one, two = (run(script, tmp_path / f"{n}.pt", n) for n in (1, 2))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert len(set(two["updates"])) == 2  # 37 inputs make 5 batches: one process has more
+    assert sum(two["updates"]) == sum(one["updates"])
+    for a, b in zip(one["covariances"], two["covariances"], strict=True):
+        assert a.dtype == torch.float64
+        assert (a - b).abs().max() <= 1e-12 * a.abs().max()
+
+
+def test_covariance_is_that_of_all_models_features_side_by_side():
+    models = [vit(seed=1).double(), vit(seed=2).double()]
+    inputs = images(models[0], 10)
+    group = merge_groups(models[0], adapter_for("vit"))[-1]
+    (found,) = collect(
+        models, rows(inputs), group_observations(group, 2), Covariance, 4, progress=False
+    )
+    features = torch.cat([observe(m, group.taps, inputs)[group.taps[0]] for m in models], dim=1)
+    torch.testing.assert_close(found.covariance(), torch.cov(features.T, correction=0))
+
+
+def test_hooks_and_models_are_left_as_they_were():
+    model = vit()
+    tap = Tap("vit.layers.0.mlp.fc2", "input")
+    before = model(**images(model)).logits
+    observe(model, [tap], images(model))
+    assert not model.vit.layers[0].mlp.fc2._forward_pre_hooks
+    assert torch.equal(model(**images(model)).logits, before)
+
+
+def test_a_module_that_takes_keywords_is_observed():
+    class Doubling(torch.nn.Module):
+        def forward(self, *, states):
+            return (2 * states, None)
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Doubling()
+
+        def forward(self, x):
+            return self.inner(states=x)
+
+    seen = observe(
+        Model(), [Tap("inner", "input"), Tap("inner", "output")], {"x": torch.ones(2, 3)}
+    )
+    assert seen[Tap("inner", "input")].tolist() == [[1.0] * 3] * 2
+    assert seen[Tap("inner", "output")].tolist() == [[2.0] * 3] * 2
+
+
+def test_no_inputs_are_refused():
+    with pytest.raises(HfZipError, match="no calibration inputs"):
+        collect([vit()], [], [], Covariance, 4)
+
+
+def test_a_module_that_does_not_exist_is_refused():
+    with pytest.raises(HfZipError, match=r"has no module 'vit\.nowhere'"):
+        observe(vit(), [Tap("vit.nowhere", "input")], images(vit()))
+
+
+def test_a_module_that_is_not_reached_is_refused():
+    model = vit()
+    model.unused = torch.nn.Linear(1, 1)
+    with pytest.raises(HfZipError, match=r"never reached 'unused'"):
+        observe(model, [Tap("unused", "output")], images(model))
+
+
+def test_an_observation_of_one_model_is_not_the_others():
+    models = [vit(seed=1), vit(seed=2)]
+    inputs = rows(images(models[0], 6))
+    place = Tap("classifier", "output")
+    first, second = collect(
+        models,
+        inputs,
+        [Observation(3, ((k, place),)) for k in range(2)],
+        Covariance,
+        3,
+        progress=False,
+    )
+    assert not torch.allclose(first.covariance(), second.covariance())
