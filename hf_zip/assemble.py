@@ -1,0 +1,140 @@
+"""A merge's result → a native transformers model: heads stacked, labels joined; and back."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_zip.adapters import adapter_for
+from hf_zip.align import mean
+from hf_zip.errors import HfZipError, unknown
+from hf_zip.groups import head_names
+from hf_zip.methods import Merged
+from hf_zip.tasks import Task
+
+CONFIG_KEY = "hf_zip"
+
+
+def assemble(
+    merged: Merged,
+    template: PreTrainedModel,
+    tasks: Sequence[Task],
+    record: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """Returns the merged model in the sources' own class.
+
+    The head's rows are those of all tasks, in order; a task with several sources has the mean of
+    theirs. `config.id2label` is the union, and `config.hf_zip` says which rows belong to which
+    task.
+
+    Args:
+        merged: The result of a method.
+        template: One of the sources, for the class, the config and the buffers; left unchanged.
+        tasks: The tasks; none for models without a task head.
+        record: What else `config.hf_zip` should keep, as plain values.
+        dtype: Precision of the parameters.
+
+    Raises:
+        HfZipError: The merged parameters are not those of the class.
+    """
+    config = _config(template.config, tasks, dtype)
+    rows = [{"name": t.name, "start": t.start, "labels": list(t.labels)} for t in tasks]
+    setattr(config, CONFIG_KEY, {**record, "tasks": rows})
+    return _build(template, config, {**merged.state, **stack_heads(merged, tasks)}, dtype)
+
+
+def stack_heads(merged: Merged, tasks: Sequence[Task]) -> dict[str, Tensor]:
+    """Returns the head's parameters with the rows of all tasks, in the order of the tasks."""
+    stacked: dict[str, list[Tensor]] = {}
+    for task in tasks:
+        members = [
+            {name: tensor[list(rows)] for name, tensor in merged.heads[i].items()}
+            for i, rows in zip(task.members, task.rows, strict=True)
+        ]
+        for name, tensor in mean(members).items():
+            stacked.setdefault(name, []).append(tensor)
+    return {name: torch.cat(parts) for name, parts in stacked.items()}
+
+
+def task_model(model: PreTrainedModel, task: str) -> PreTrainedModel:
+    """Returns a single-task model: the merged trunk with the rows of one task.
+
+    Args:
+        model: A merged model, as assembled or as loaded; left unchanged.
+        task: Name of one of its tasks.
+
+    Raises:
+        HfZipError: The model is not a merge, or has no such task.
+    """
+    tasks = {entry["name"]: entry for entry in merge_record(model.config)["tasks"]}
+    if task not in tasks:
+        raise unknown("task", task, tasks)
+    labels = [str(label).removeprefix(f"{task}/") for label in tasks[task]["labels"]]
+    start = tasks[task]["start"]
+    config = copy.deepcopy(model.config)
+    delattr(config, CONFIG_KEY)
+    _set_labels(config, labels)
+    heads = head_names(model, adapter_for(config.model_type))
+    state = {
+        name: tensor.detach()[start : start + len(labels)]
+        if name.startswith(tuple(f"{head}." for head in heads))
+        else tensor.detach()
+        for name, tensor in model.named_parameters()
+    }
+    return _build(model, config, state, model.dtype)
+
+
+def merge_record(config: PretrainedConfig) -> dict[str, Any]:
+    """Returns what a merged model's config says about its merge.
+
+    Raises:
+        HfZipError: The config is not that of a merged model.
+    """
+    record = getattr(config, CONFIG_KEY, None)
+    if not isinstance(record, dict) or "tasks" not in record:
+        raise HfZipError(
+            "this model was not merged by hf_zip (its config has no 'hf_zip' entry), so its tasks "
+            "are not known; give the folder that `hf-zip merge` wrote"
+        )
+    return record
+
+
+def _config(
+    template: PretrainedConfig, tasks: Sequence[Task], dtype: torch.dtype
+) -> PretrainedConfig:
+    config = copy.deepcopy(template)
+    config.dtype = dtype
+    if tasks:
+        _set_labels(config, [label for task in tasks for label in task.labels])
+    return config
+
+
+def _set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+
+
+def _build(
+    template: PreTrainedModel,
+    config: PretrainedConfig,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten: draw nothing
+        model = type(template)(config)
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != found:
+        wrong = sorted(n for n in {*expected, *found} if expected.get(n) != found.get(n))
+        raise HfZipError(
+            f"the merged parameters do not fit {type(template).__name__}: {', '.join(wrong[:5])} "
+            "have other shapes or are missing; the adapter or the merge method is at fault"
+        )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[name])
+    return model.to(dtype).eval()

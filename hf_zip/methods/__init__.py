@@ -1,0 +1,145 @@
+"""The merge methods that a recipe may name: one file with an `ENTRY` each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hf_zip.align import State, align, mean
+from hf_zip.errors import unknown
+from hf_zip.groups import MergeGroup
+from hf_zip.match import Matching
+from hf_zip.registry import discover
+
+
+@dataclass(frozen=True)
+class Requires:
+    """What a method needs beside the models.
+
+    Args:
+        base: A common base model.
+        calibration: Unlabelled inputs, from which covariances are gathered.
+        shared_init: Models that were fine-tuned from one initialisation.
+    """
+
+    base: bool = False
+    calibration: bool = False
+    shared_init: bool = False
+
+
+@dataclass(frozen=True)
+class MergeInputs:
+    """What a method works on.
+
+    Args:
+        states: Parameters of each model by name; each tied parameter once.
+        groups: The merge groups of the architecture.
+        heads: Names of the linear layers that make a task head; they are never averaged here.
+        covariances: For every group name, one covariance per tap over the features of all models
+            side by side; empty unless the method requires calibration.
+        model_options: The options of each model.
+    """
+
+    states: tuple[State, ...]
+    groups: tuple[MergeGroup, ...]
+    heads: tuple[str, ...]
+    covariances: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    model_options: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The result of a method, before it is put together as a model.
+
+    Args:
+        state: Shared parameters by name, heads left out.
+        heads: For each source its head's parameters, rewritten to read the merged features.
+        provenance: What the method found, as plain values for the report.
+    """
+
+    state: dict[str, Tensor]
+    heads: tuple[dict[str, Tensor], ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A method, or its models, without options."""
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """Options of one model.
+
+    Args:
+        weight: Share of this model in the mean; the weights are divided by their sum.
+    """
+
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """One way to merge.
+
+    Args:
+        name: What a recipe calls it.
+        title: One line for tables and cards.
+        reference: The paper, as a link; empty where there is none.
+        requires: What it needs.
+        run: Merges.
+        options: A frozen dataclass of the method's options, with their defaults.
+        model_options: The same for the options that each model may have.
+    """
+
+    name: str
+    title: str
+    reference: str
+    requires: Requires
+    run: Callable[[MergeInputs, Any], Merged]
+    options: type = NoOptions
+    model_options: type = NoOptions
+
+
+def methods() -> dict[str, MergeMethod]:
+    """Returns every known merge method by name."""
+    return discover("hf_zip.methods")
+
+
+def method_named(name: str) -> MergeMethod:
+    """Returns one merge method.
+
+    Raises:
+        HfZipError: There is none of that name.
+    """
+    known = methods()
+    if name not in known:
+        raise unknown("merge method", name, known)
+    return known[name]
+
+
+def merge_aligned(
+    inputs: MergeInputs, matching: Matching, weights: tuple[float, ...] | None = None
+) -> Merged:
+    """Returns the mean of all models after each is rewritten by the maps of a matching."""
+    aligned = [
+        align(state, inputs.groups, matching.maps, model)
+        for model, state in enumerate(inputs.states)
+    ]
+    prefixes = tuple(f"{head}." for head in inputs.heads)
+    heads = tuple(
+        {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
+        if prefixes
+        else {}
+        for state in aligned
+    )
+    trunks = [
+        {name: tensor for name, tensor in state.items() if name not in head}
+        for state, head in zip(aligned, heads, strict=True)
+    ]
+    return Merged(
+        state=mean(trunks, weights),
+        heads=heads,
+        provenance={"matched_correlation": dict(matching.correlations)},
+    )

@@ -1,0 +1,51 @@
+"""Permutation matching: features of every model are reordered to fit the first, then averaged."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_zip.match import Plan, match
+from hf_zip.methods import (
+    Merged,
+    MergeInputs,
+    MergeMethod,
+    Requires,
+    WeightOptions,
+    merge_aligned,
+)
+
+
+@dataclass(frozen=True)
+class PermuteOptions:
+    """Which features are reordered.
+
+    Args:
+        stream: The residual stream.
+        heads: Attention heads, as wholes, with the features inside each head.
+        mlp: Hidden units of the MLPs.
+    """
+
+    stream: Literal["permute", "identity"] = "permute"
+    heads: Literal["permute", "identity"] = "permute"
+    mlp: Literal["permute", "identity"] = "permute"
+
+
+def run(inputs: MergeInputs, options: PermuteOptions) -> Merged:
+    """Returns the weighted mean of the models after their features are matched one to one.
+
+    Every reordering is exact: each model computes what it computed before, and only the mean
+    changes anything.
+    """
+    plan = Plan(stream=options.stream, heads=options.heads, mlp=options.mlp)
+    matching = match(inputs.groups, inputs.covariances, len(inputs.states), plan)
+    return merge_aligned(inputs, matching, tuple(o.weight for o in inputs.model_options))
+
+
+ENTRY = MergeMethod(
+    name="permute",
+    title="Features matched one to one by correlation, then averaged",
+    reference="https://arxiv.org/abs/2209.04836",
+    requires=Requires(calibration=True),
+    run=run,
+    options=PermuteOptions,
+    model_options=WeightOptions,
+)

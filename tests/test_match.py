@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from hf_zip.groups import MergeGroup
+from hf_zip.match import Plan, match, matched_correlation
+from hf_zip.matching.merge_map import MergeMap
+
+
+def group(name, role, size, num_heads=1, linked=None):
+    return MergeGroup(name, role, size, (), (), (), num_heads, linked)
+
+
+GROUPS = (
+    group("stream", "stream", 4),
+    group("value", "value", 6, num_heads=3),
+    group("query_key", "query_key", 6, num_heads=3, linked="value"),
+    group("mlp", "mlp", 5),
+)
+
+
+def covariances(num_models, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for item in GROUPS:
+        features = torch.randn(200, item.size * num_models, generator=generator).double()
+        found[item.name] = (torch.cov(features.T),)
+    return found
+
+
+def test_groups_left_as_they_are_have_no_map():
+    found = match(GROUPS, covariances(2), 2, Plan("identity", "permute", "zip"))
+    assert set(found.maps) == {"value", "query_key", "mlp"} == set(found.correlations)
+
+
+def test_one_model_needs_no_maps():
+    assert match(GROUPS, covariances(1), 1, Plan()).maps == {}
+
+
+@pytest.mark.parametrize("how", ["permute", "zip"])
+@pytest.mark.parametrize("num_models", [2, 3])
+def test_linked_groups_move_the_same_heads(how, num_models):
+    maps = match(GROUPS, covariances(num_models), num_models, Plan(how, how, how)).maps
+    blocks = [
+        maps[name].merge.reshape(num_models, 3, 2, 3, 2).abs().sum(dim=(2, 4)) > 0
+        for name in ("value", "query_key")
+    ]
+    assert torch.equal(*blocks)
+    for name, found in maps.items():
+        assert found.num_models == num_models, name
+        # What is merged and unmerged again is merged alike: shared features stay what they are.
+        back = torch.stack([m @ u for m, u in zip(found.merge, found.unmerge, strict=True)])
+        torch.testing.assert_close(back.mean(dim=0), torch.eye(found.merged_size))
+
+
+def test_matched_correlation_by_hand():
+    similarity = torch.tensor(
+        [
+            [1.0, 0.0, 0.5, 0.1],
+            [0.0, 1.0, 0.2, 0.9],
+            [0.5, 0.2, 1.0, 0.3],
+            [0.1, 0.9, 0.3, 1.0],
+        ]
+    )
+    straight = MergeMap.identity(2, 2)
+    assert matched_correlation(similarity, straight) == pytest.approx((0.5 + 0.9) / 2)
+    # One cluster of the first three features, and one of the last alone, which pairs with nothing.
+    unmerge = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    merge = torch.tensor([[[2 / 3, 2 / 3], [0.0, 0.0]], [[2 / 3, 0.0], [0.0, 2.0]]])
+    assert matched_correlation(similarity, MergeMap(merge, unmerge)) == pytest.approx(0.7 / 3)
+
+
+def test_nothing_shared_correlates_with_nothing():
+    assert matched_correlation(torch.eye(2), MergeMap.identity(1, 2)) == 0
