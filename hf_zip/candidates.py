@@ -1,0 +1,206 @@
+"""What is compared with a merge: parents, their ensemble, averages, and one trunk with a refit."""
+
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from hf_zip.adapters import adapter_for
+from hf_zip.collect import make_accelerator, observe
+from hf_zip.errors import HfZipError
+from hf_zip.groups import Tap, head_names
+from hf_zip.refit import ridge
+from hf_zip.sources import Source
+from hf_zip.statistics.covariance import Covariance
+from hf_zip.tasks import Task
+
+Kind = Literal["parent", "ensemble", "average", "control", "merge"]
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that answers the tasks of a merge.
+
+    Args:
+        name: Its name in tables, unique among the candidates of an evaluation.
+        kind: What it is.
+        modules: The modules it runs, for its number of parameters and its device.
+        logits: Answers a batch of model inputs with one column per label of all tasks, in order;
+            columns that it cannot answer are -inf.
+    """
+
+    name: str
+    kind: Kind
+    modules: tuple[nn.Module, ...]
+    logits: Callable[[Batch], Float[Tensor, "batch labels"]]
+
+
+def parent(sources: Sequence[Source], position: int, tasks: Sequence[Task]) -> Candidate:
+    """Returns one source, which answers its own task only.
+
+    Args:
+        sources: The sources of the merge.
+        position: Which of them.
+        tasks: The tasks of the merge.
+
+    Raises:
+        HfZipError: There are no tasks.
+    """
+    source, labels = sources[position], _num_labels(tasks)
+
+    def logits(batch: Batch) -> Tensor:
+        own = forward(source.model, batch)
+        placed = own.new_full((len(own), labels), -torch.inf)
+        for task in tasks:
+            for member, rows in zip(task.members, task.rows, strict=True):
+                if member == position:
+                    placed[:, task.start : task.stop] = own[:, list(rows)]
+        return placed
+
+    return Candidate(_called(source), "parent", (source.model,), logits)
+
+
+def ensemble(sources: Sequence[Source], tasks: Sequence[Task]) -> Candidate:
+    """Returns all sources side by side: every input goes through every one of them.
+
+    Each task's columns hold the logits of its source. Where several sources share a task they hold
+    the mean of their logits: inside the task that ranks labels exactly as the mean of their
+    log-softmax does, and its columns keep the scale of the other tasks'.
+
+    Args:
+        sources: The sources of the merge.
+        tasks: The tasks of the merge.
+
+    Raises:
+        HfZipError: There are no tasks.
+    """
+    _num_labels(tasks)
+
+    def logits(batch: Batch) -> Tensor:
+        answers = [forward(source.model, batch) for source in sources]
+        return torch.cat([_mean_of_members(answers, task) for task in tasks], dim=1)
+
+    return Candidate("ensemble", "ensemble", tuple(s.model for s in sources), logits)
+
+
+def merged(
+    model: PreTrainedModel, tasks: Sequence[Task], name: str, kind: Kind = "merge"
+) -> Candidate:
+    """Returns a model whose head already has the rows of all tasks, in order.
+
+    Args:
+        model: The model.
+        tasks: The tasks of the merge.
+        name: Its name in tables.
+        kind: What it is.
+
+    Raises:
+        HfZipError: There are no tasks, or the model has another number of labels than they have.
+    """
+    labels = _num_labels(tasks)
+    if model.config.num_labels != labels:
+        raise HfZipError(
+            f"{name!r} has {model.config.num_labels} labels, but the {len(tasks)} tasks have "
+            f"{labels} in all; give a model that was assembled for these tasks"
+        )
+    return Candidate(name, kind, (model,), lambda batch: forward(model, batch))
+
+
+def one_trunk(
+    sources: Sequence[Source],
+    position: int,
+    tasks: Sequence[Task],
+    inputs: Any,
+    batch_size: int,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> Candidate:
+    """Returns the control that shames weak merges: one source's trunk, unmerged, with a new head.
+
+    The head is the ridge regression of the ensemble's logits on what the source's own head reads
+    (its first head, where there are several), over unlabelled inputs. Every process sums the
+    moments of its own batches and they are reduced once, so all of them solve the same system.
+
+    Args:
+        sources: The sources of the merge.
+        position: Whose trunk.
+        tasks: The tasks of the merge.
+        inputs: A map-style data set of keyword arguments for the models.
+        batch_size: Inputs per forward.
+        accelerator: The accelerator to run under; made here when left out.
+        progress: Show a progress bar, on the main process.
+
+    Raises:
+        HfZipError: There are no inputs or no tasks, or the source has no head.
+    """
+    source, labels = sources[position], _num_labels(tasks)
+    names = head_names(source.model, adapter_for(source.model.config.model_type))
+    if not names:
+        raise HfZipError(f"{source.reference!r} has no task head, so its trunk cannot be given one")
+    _check_rows(inputs)
+    accelerator = accelerator or make_accelerator()
+    for each in sources:
+        each.model.to(accelerator.device).eval()
+    model, tap = source.model, Tap(names[0], "input")
+    teachers = ensemble(sources, tasks)
+    size = model.get_submodule(tap.module).in_features
+    moments = Covariance(size + labels, accelerator.device)
+    sums = moments.state()["sum"]
+    loader = accelerator.prepare(DataLoader(inputs, batch_size=batch_size, shuffle=False))
+    with torch.inference_mode():
+        for batch in tqdm(loader, desc="one trunk", disable=not progress, leave=False):
+            pair = [observe(model, [tap], batch)[tap], teachers.logits(batch)]
+            moments.update(torch.cat(pair, dim=1).to(sums))
+    if accelerator.num_processes > 1:
+        moments.load_state(accelerator.reduce(moments.state(), reduction="sum"))
+    covariance, mean = moments.covariance(), moments.mean()
+    solution = ridge(covariance[:size, :size], covariance[size:, :size], mean[:size], mean[size:])
+    head = _linear(*solution).to(accelerator.device)
+    return Candidate(
+        f"one trunk ({_called(source)})",
+        "control",
+        (model.base_model, head),
+        lambda batch: head(observe(model, [tap], batch)[tap]),
+    )
+
+
+def forward(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch labels"]:
+    """Returns a model's logits in float32; models cast their inputs to their own precision."""
+    logits: Tensor = model(**batch).logits
+    return logits.float()
+
+
+def _mean_of_members(answers: Sequence[Tensor], task: Task) -> Tensor:
+    members = zip(task.members, task.rows, strict=True)
+    return torch.stack([answers[member][:, list(rows)] for member, rows in members]).mean(dim=0)
+
+
+def _check_rows(inputs: Any) -> None:
+    if not isinstance(inputs, Sized) or not len(inputs):
+        raise HfZipError("there are no calibration inputs; give a data set with at least one row")
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")  # draws no random numbers
+    linear.weight = nn.Parameter(weight.float())
+    linear.bias = nn.Parameter(bias.float())
+    return linear
+
+
+def _num_labels(tasks: Sequence[Task]) -> int:
+    if not tasks:
+        raise HfZipError("there are no tasks, so there are no answers to compare")
+    return tasks[-1].stop
+
+
+def _called(source: Source) -> str:
+    return source.name or PurePath(source.reference).name
