@@ -1,0 +1,251 @@
+"""A merge's report → the README.md of its repository, rendered from values and without network."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from hf_zip.candidates import Kind
+from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
+from hf_zip.redact import published
+from hf_zip.report import Report, SourceRecord
+from hf_zip.tables import escape, markdown_table, percent
+
+# Part of a class name → the task tag of its pipeline on the Hub.
+_PIPELINES = {"ForImageClassification": "image-classification"}
+_KINDS: dict[Kind, str] = {
+    "parent": "one source, on its own task",
+    "ensemble": "every source runs on every input, and their logits stand side by side",
+    "average": "the mean of the sources' weights, their heads stacked as in the merge",
+    "control": "one source's trunk as it is, with a new head fitted by least squares to the "
+    "ensemble's logits on the calibration inputs, without labels",
+    "merge": "the merged model",
+}
+# What a card says that states no licence.
+_NO_LICENSE = ("other", "unknown")
+
+
+def render_card(report: Report, repo_id: str | None = None) -> str:
+    """Returns the model card of a merged model, metadata and text.
+
+    Args:
+        report: What is known about the merge.
+        repo_id: Repository on the Hub that the usage code should load from; left out, the code
+            runs in the model's own folder.
+    """
+    report = published(report)
+    title = repo_id.split("/")[-1] if repo_id else " and ".join(_names(report.sources))
+    part = next((part for part in _PIPELINES if part in report.architecture), "")
+    pipeline = _PIPELINES.get(part)
+    return (
+        _environment(report)
+        .get_template("model_card.md")
+        .render(
+            report=report,
+            metadata=_metadata(report, title, pipeline).to_yaml(),
+            title=title,
+            location=repo_id or ".",
+            pipeline=pipeline,
+            auto_class=f"AutoModel{part}",
+            tasks=[escape(f"the task {task.name}") for task in report.tasks],
+            license=_license(report.sources),
+            table=markdown_table(report.evaluation) if report.evaluation else None,
+            kinds={
+                kind: meaning
+                for kind, meaning in _KINDS.items()
+                if report.evaluation and report.evaluation.of_kind(kind)
+            },
+            merge=_last(report.evaluation, "merge"),
+            ensemble=_last(report.evaluation, "ensemble"),
+            better=_better_than_merge(report.evaluation),
+            not_evaluated=_not_evaluated(report),
+            correlation=_correlation(report.matching),
+        )
+    )
+
+
+def _environment(report: Report) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("hf_zip"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, not HTML: the filter `md` escapes
+    )
+    environment.filters |= {
+        "md": escape,
+        "joined": _joined,
+        "names": lambda sources: [escape(name) for name in _names(sources)],
+        "members": lambda task: [report.sources[position] for position in task.members],
+        "label_map": lambda task: dict(enumerate(task.labels, start=task.start)),
+        "origin": _origin,
+        "digest": _digest,
+        "described": _described,
+        "percent": percent,
+        "yaml": _yaml,
+        "fenced": _fenced,
+        "python": lambda text: json.dumps(text, ensure_ascii=False),
+    }
+    return environment
+
+
+def _metadata(report: Report, title: str, pipeline: str | None) -> ModelCardData:
+    base_models = list(dict.fromkeys(filter(None, map(_hub_id, report.sources))))
+    data_sets = list(dict.fromkeys(_hub_data(report.calibration)))
+    results = list(_results(report, pipeline or "other"))
+    return ModelCardData(
+        base_model=base_models or None,
+        base_model_relation="merge",
+        library_name="transformers",
+        pipeline_tag=pipeline,
+        tags=["merge", "hf_zip", report.method.name, *([pipeline] if pipeline else [])],
+        license=_license(report.sources),
+        datasets=data_sets or None,
+        metrics=["accuracy"] if results else None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(report: Report, task_type: str) -> Iterator[EvalResult]:
+    """The measured accuracies of the merged model, as the Hub's model-index holds them."""
+    row = _last(report.evaluation, "merge")
+    if row is None or report.evaluation is None:
+        return
+    tasks = report.evaluation.tasks
+    for task in tasks:
+        yield EvalResult(
+            task_type=task_type,
+            dataset_type=_data_name(task),
+            dataset_name=_data_name(task),
+            dataset_split=task.data.get("split"),
+            dataset_revision=task.data.get("revision"),
+            metric_type="accuracy",
+            metric_name=f"accuracy on task {task.name}",
+            metric_value=row.per_task[task.name],
+        )
+    if row.joint is not None:
+        names = ", ".join(dict.fromkeys(_data_name(task) for task in tasks))
+        yield EvalResult(
+            task_type=task_type,
+            dataset_type="evaluated-tasks",
+            dataset_name=f"evaluated tasks: {names}",
+            metric_type="accuracy",
+            metric_name="joint accuracy over the labels of all tasks",
+            metric_value=row.joint,
+        )
+
+
+def _data_name(task: EvaluatedTask) -> str:
+    """The Hub id of a task's data; files are told apart by their task, as their names may agree."""
+    data = task.data.get("data")
+    if isinstance(data, str) and task.data.get("revision"):
+        return data.partition("@")[0]
+    return f"{data if isinstance(data, str) else 'data'} of task {task.name}"
+
+
+def _hub_id(source: SourceRecord) -> str | None:
+    """The Hub id of a source; only what was resolved to a commit there has one."""
+    return source.reference.partition("@")[0] if source.revision is not None else None
+
+
+def _hub_data(description: Any) -> Iterator[str]:
+    """The data sets in a description that were resolved to a commit on the Hub."""
+    if isinstance(description, Mapping):
+        data = description.get("data")
+        if isinstance(data, str) and description.get("revision"):
+            yield data.partition("@")[0]
+        for value in description.values():
+            yield from _hub_data(value)
+    elif isinstance(description, list | tuple):
+        for value in description:
+            yield from _hub_data(value)
+
+
+def _license(sources: Sequence[SourceRecord]) -> str | None:
+    """The licence that every source states, if it is one and the same."""
+    stated = {(source.license or "unknown").lower() for source in sources}
+    return stated.pop() if len(stated) == 1 and not stated & {*_NO_LICENSE} else None
+
+
+def _last(evaluation: Evaluation | None, kind: Kind) -> Row | None:
+    """The last row of a kind: this merge comes after any other merges of the same sources."""
+    rows = evaluation.of_kind(kind) if evaluation else ()
+    return rows[-1] if rows else None
+
+
+def _better_than_merge(evaluation: Evaluation | None) -> list[Row]:
+    """Averages and controls that do better than the merge, in the mean or jointly."""
+    merge = _last(evaluation, "merge")
+    if merge is None or evaluation is None:
+        return []
+    rows = (*evaluation.of_kind("average"), *evaluation.of_kind("control"))
+    return [r for r in rows if _exceeds(r.mean, merge.mean) or _exceeds(r.joint, merge.joint)]
+
+
+def _exceeds(accuracy: float | None, other: float | None) -> bool:
+    return accuracy is not None and other is not None and accuracy > other
+
+
+def _not_evaluated(report: Report) -> list[str]:
+    """The tasks without data, less those that the evaluation itself gives a reason for."""
+    tasks = [f"task {task.name}" for task in report.tasks]
+    if report.evaluation:
+        done = [f"task {task.name}" for task in report.evaluation.tasks]
+        tasks = [task for task in tasks if task not in (*done, *report.evaluation.skipped)]
+    return [escape(task) for task in tasks]
+
+
+def _correlation(matching: Mapping[str, float]) -> dict[str, Any] | None:
+    if not matching:
+        return None
+    return {
+        "mean": sum(matching.values()) / len(matching),
+        "lowest": min(matching, key=lambda group: matching[group]),
+    }
+
+
+def _origin(source: SourceRecord) -> str:
+    """Where a source was loaded from, in Markdown; a local folder is not said to be anywhere."""
+    identifier = _hub_id(source)
+    return f"<https://huggingface.co/{identifier}>" if identifier else "a local model"
+
+
+def _digest(source: SourceRecord) -> str:
+    if source.revision:
+        return f"`{source.revision}`"
+    return f"sha256 `{source.sha256}`" if source.sha256 else "not recorded"
+
+
+def _names(sources: Sequence[SourceRecord]) -> list[str]:
+    return [source.name for source in sources]
+
+
+def _joined(texts: Sequence[str]) -> str:
+    *first, last = texts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _yaml(value: Mapping[Any, Any]) -> str:
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
+def _described(data: Mapping[str, Any]) -> str:
+    """A description of data on one line, in Markdown."""
+    parts = (
+        f"{key}: {value if isinstance(value, str) else json.dumps(value, default=str)}"
+        for key, value in data.items()
+        if value is not None
+    )
+    return escape("; ".join(parts)) or "not recorded"

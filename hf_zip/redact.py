@@ -1,0 +1,61 @@
+"""What may be published of a report: local folders by their names, never where they lie."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hf_zip.report import Report
+
+# How a path that says where somebody's files lie begins: /x, ~/x, ./x, ../x, C:\x, file:/x.
+_START = r"(?:~|\.{1,2}|[A-Za-z]:|file:)?[/\\]"
+_QUOTED = re.compile(rf"(?<=')(?:{_START})[^']+(?=')|(?<=\")(?:{_START})[^\"]+(?=\")")
+_BARE = re.compile(rf"(?<![\w/\\:.~'\"])(?:{_START})[^\s'\",;:()]+")
+
+
+def published(report: Report) -> Report:
+    """Returns the report with every local path reduced to its last part.
+
+    Names of tasks and labels stay as they are, even where they look like paths.
+    """
+    names = {s.reference: s.name for s in report.sources if s.revision is None}
+    evaluation = report.evaluation
+    if evaluation is not None:
+        tasks = tuple(replace(t, data=_value(t.data, names)) for t in evaluation.tasks)
+        skipped = {key: _sentence(why, names) for key, why in evaluation.skipped.items()}
+        evaluation = replace(evaluation, tasks=tasks, skipped=skipped)
+    return replace(
+        report,
+        recipe=_value(report.recipe, names),
+        sources=tuple(replace(s, reference=_value(s.reference, names)) for s in report.sources),
+        findings=tuple(_sentence(finding, names) for finding in report.findings),
+        calibration=_value(report.calibration, names),
+        evaluation=evaluation,
+    )
+
+
+def _value(value: Any, names: Mapping[str, str]) -> Any:
+    """A value of a recipe or a description, where a text that looks like a path is one."""
+    if isinstance(value, Mapping):
+        return {key: item if key == "task" else _value(item, names) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_value(item, names) for item in value)
+    if not isinstance(value, str):
+        return value
+    if value in names:
+        return names[value]
+    return _last_part(value) if re.match(_START, value) else value
+
+
+def _sentence(text: str, names: Mapping[str, str]) -> str:
+    """A text with paths inside; those with spaces are found if they are quoted or a source's."""
+    for reference in sorted(names, key=len, reverse=True):
+        if re.search(r"[/\\]", reference):
+            text = text.replace(reference, names[reference])
+    for pattern in (_QUOTED, _BARE):
+        text = pattern.sub(lambda found: _last_part(found[0]), text)
+    return text
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]

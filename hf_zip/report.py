@@ -1,0 +1,211 @@
+"""Everything known about one merge: what went in, what was found, what was measured."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hf_zip.errors import HfZipError
+from hf_zip.evaluate import Evaluation
+from hf_zip.recipe import build
+from hf_zip.save import write_text
+from hf_zip.sources import Source
+from hf_zip.tables import table
+from hf_zip.tasks import Task
+
+__all__ = ["REPORT_NAME", "Report", "read", "table", "versions", "write"]
+
+REPORT_NAME = "hf_zip_report.json"
+SCHEMA_VERSION = 1
+
+_PACKAGES = (
+    "hf_zip",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "huggingface_hub",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """Where one of the merged models comes from; the fields are those of `Source`."""
+
+    reference: str
+    name: str
+    task: str | None = None
+    revision: str | None = None
+    sha256: str | None = None
+    license: str | None = None
+
+    @classmethod
+    def of(cls, source: Source) -> "SourceRecord":
+        """Returns the record of a source."""
+        return cls(**{f.name: getattr(source, f.name) for f in dataclasses.fields(cls)})
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """One task and its rows in the merged head; the fields are those of `Task`."""
+
+    name: str
+    labels: tuple[str, ...]
+    start: int
+    members: tuple[int, ...]
+
+    @property
+    def stop(self) -> int:
+        """One past its last row in the merged head."""
+        return self.start + len(self.labels)
+
+    @classmethod
+    def of(cls, task: Task) -> "TaskRecord":
+        """Returns the record of a task."""
+        return cls(task.name, task.labels, task.start, task.members)
+
+
+@dataclass(frozen=True)
+class MethodRecord:
+    """The merge method.
+
+    Args:
+        name: What a recipe calls it.
+        title: What it does, in one line.
+        reference: The paper, as a link; empty where there is none.
+    """
+
+    name: str
+    title: str
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything known about one merge.
+
+    Args:
+        architecture: Class of the merged model.
+        recipe: The resolved recipe, every default written out.
+        sources: The merged models.
+        tasks: Their tasks; none for models without a task head.
+        method: The merge method.
+        versions: Versions of Python and of the packages that took part.
+        seconds: Time from loading to the merged model, without evaluation.
+        num_processes: Number of processes.
+        dtype: Precision of the written weights.
+        processor: Class of the image processor or tokenizer that is saved with the model, if any.
+        shared_init: Whether the sources were fine-tuned from one initialisation; nothing if that
+            was not checked.
+        findings: What the checks before the merge found, one sentence each.
+        matching: Mean correlation of the features that were merged, by merge group; nothing for
+            a method that matches none.
+        calibration: Where the calibration inputs come from, as they describe themselves; nothing
+            where there were none.
+        evaluation: What was measured; nothing before that.
+        schema_version: Version of these fields.
+
+    Raises:
+        HfZipError: The fields are those of another version.
+    """
+
+    architecture: str
+    recipe: Mapping[str, Any]
+    sources: tuple[SourceRecord, ...]
+    tasks: tuple[TaskRecord, ...]
+    method: MethodRecord
+    versions: Mapping[str, str]
+    seconds: float
+    num_processes: int = 1
+    dtype: str = "float32"
+    processor: str | None = None
+    shared_init: bool | None = None
+    findings: tuple[str, ...] = ()
+    matching: Mapping[str, float] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None
+    evaluation: Evaluation | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Checks the version."""
+        if self.schema_version != SCHEMA_VERSION:
+            raise HfZipError(
+                f"the report has schema version {self.schema_version}, but this hf_zip reads "
+                f"{SCHEMA_VERSION}; use the version of hf_zip that wrote it"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as plain dicts, sequences and scalars."""
+        return {"schema_version": self.schema_version, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+        """Returns the report that `to_dict` described.
+
+        Raises:
+            HfZipError: A key is unknown or missing, a value has the wrong type, or the fields are
+                those of another version.
+        """
+        report: Report = build(cls, values, "report")
+        return report
+
+    def to_json(self) -> str:
+        """Returns the report as JSON, its keys always in the same order.
+
+        Raises:
+            HfZipError: A value has no place in JSON.
+        """
+        try:
+            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise HfZipError(
+                f"the report cannot be written as JSON: {error}; descriptions of data and the "
+                "recipe should hold plain values, and numbers should be finite"
+            ) from error
+        return text + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """Returns the report that `to_json` wrote.
+
+        Raises:
+            HfZipError: The text is not JSON, or `from_dict` refuses it.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise HfZipError(f"the report is not valid JSON: {error}") from error
+        return cls.from_dict(values)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that take part in a merge."""
+    return {"python": platform.python_version(), **{p: metadata.version(p) for p in _PACKAGES}}
+
+
+def write(report: Report, folder: str | Path) -> Path:
+    """Writes a report into a folder, all at once, and returns the file.
+
+    Raises:
+        HfZipError: A value has no place in JSON.
+    """
+    path = Path(folder) / REPORT_NAME
+    write_text(path, report.to_json())
+    return path
+
+
+def read(folder: str | Path) -> Report:
+    """Returns the report in the folder of a merge.
+
+    Raises:
+        HfZipError: There is none, or it is not a report of this version.
+    """
+    path = Path(folder) / REPORT_NAME
+    if not path.is_file():
+        raise HfZipError(f"{str(folder)!r} holds no {REPORT_NAME}; give a folder of a merge")
+    return Report.from_json(path.read_text(encoding="utf-8"))
