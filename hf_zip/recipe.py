@@ -256,7 +256,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, Sequence):
             raise HfZipError(f"{where} should be a list, not {_kind(value)}")
-        return tuple(_value(get_args(hint)[0], item, f"{where}.{i}") for i, item in enumerate(items))
+        return tuple(
+            _value(get_args(hint)[0], item, f"{where}.{i}") for i, item in enumerate(items)
+        )
     if origin is Mapping:
         if value is None:
             return {}

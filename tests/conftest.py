@@ -10,8 +10,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("hf_zip", "beartype.beartype")
 
-import pytest
-import torch
+import pytest  # noqa: E402 - after the hook
+import torch  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,8 @@ def test_mean_of_half_precision_is_summed_in_float64():
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"), [([1.0], "2 models but 1 weights"), ([1.0, -1.0], "their sum should be")]
+    ("weights", "message"),
+    [([1.0], "2 models but 1 weights"), ([1.0, -1.0], "their sum should be")],
 )
 def test_wrong_weights_are_refused(weights, message):
     with pytest.raises(HfZipError, match=message):

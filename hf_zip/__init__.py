@@ -1,0 +1,47 @@
+"""Merge fine-tuned transformers of different tasks into one model that does all their jobs.
+
+result = hf_zip.merge(["a", "b"], method="zipit", calibration="images", out="merged")
+result.for_task("a")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Names are loaded on first use, so that `hf-zip --help` need not wait for torch.
+_HOMES = {
+    "CalibrationSpec": "hf_zip.recipe",
+    "EvaluationSpec": "hf_zip.recipe",
+    "HfZipError": "hf_zip.errors",
+    "MergeResult": "hf_zip.pipeline",
+    "ModelSpec": "hf_zip.recipe",
+    "Recipe": "hf_zip.recipe",
+    "merge": "hf_zip.pipeline",
+    "reevaluate": "hf_zip.pipeline",
+    "task_model": "hf_zip.assemble",
+}
+
+__all__ = [
+    "CalibrationSpec",
+    "EvaluationSpec",
+    "HfZipError",
+    "MergeResult",
+    "ModelSpec",
+    "Recipe",
+    "merge",
+    "reevaluate",
+    "task_model",
+]
+
+if TYPE_CHECKING:
+    from hf_zip.assemble import task_model
+    from hf_zip.errors import HfZipError
+    from hf_zip.pipeline import MergeResult, merge, reevaluate
+    from hf_zip.recipe import CalibrationSpec, EvaluationSpec, ModelSpec, Recipe
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_zip' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

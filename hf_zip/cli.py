@@ -1,0 +1,239 @@
+"""The command line. Heavy imports wait inside the commands, so that `--help` answers at once."""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_zip.errors import HfZipError
+
+if TYPE_CHECKING:
+    from hf_zip.recipe import Recipe
+
+app = typer.Typer(
+    name="hf-zip",
+    help="Merge fine-tuned transformers of different tasks into one model that does all their "
+    "jobs, without training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Folder = Annotated[Path, typer.Argument(help="Folder that `hf-zip merge` wrote.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write; an earlier merge is replaced.")]
+Evaluation = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--evaluation",
+        metavar="TASK=DATA",
+        help="Labelled data of one task; repeat for every task. DATA as in --calibration.",
+    ),
+]
+
+
+@app.command()
+def merge(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE.yaml | MODEL MODEL …",
+            help="A recipe; or local folders and Hub ids (org/name[@revision]).",
+        ),
+    ],
+    out: Out,
+    method: Annotated[
+        str | None, typer.Option(help="Merge method; `hf-zip methods` lists them.")
+    ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA[:column]",
+            help="Unlabelled inputs: a Hub data set, an image folder, or a parquet, csv or json "
+            "file or glob. Repeat to take equal parts of several.",
+        ),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration inputs in all.")] = None,
+    evaluation: Evaluation = None,
+    base: Annotated[
+        str | None, typer.Option(help="The model that the others were fine-tuned from.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Name of a model's task; once per model, in order.")
+    ] = None,
+    stop_at: Annotated[
+        int | None, typer.Option(help="Number of blocks to share; all if left out.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Precision of the written weights.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as seed=1."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Merge despite a finding that may be forced.")
+    ] = False,
+) -> None:
+    """Merge models and write one, with its report and card."""
+    options = {
+        "--method": method,
+        "--calibration": calibration,
+        "--samples": samples,
+        "--evaluation": evaluation,
+        "--base": base,
+        "--task": task,
+        "--stop-at": stop_at,
+        "--dtype": dtype,
+        "--seed": seed,
+    }
+    recipe = _recipe(models, options).with_overrides(assignments or [])
+
+    from hf_zip.pipeline import merge as run
+    from hf_zip.tables import table
+
+    result = run(recipe, out=out, force=force)
+    if result is None or not result.is_main_process:
+        return
+    if result.report.evaluation is not None:
+        typer.echo(table(result.report.evaluation))
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    evaluation: Evaluation = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Evaluate despite a finding that may be forced.")
+    ] = False,
+) -> None:
+    """Measure a merge beside its parents and controls; refresh its report and card."""
+    from hf_zip.pipeline import reevaluate
+    from hf_zip.tables import table
+
+    report = reevaluate(folder, _evaluation_specs(evaluation) if evaluation else None, force=force)
+    if report.evaluation is not None:
+        typer.echo(table(report.evaluation))
+
+
+@app.command()
+def inspect(
+    models: Annotated[list[str], typer.Argument(help="Local folders and Hub ids, or one merge.")],
+) -> None:
+    """Show merge groups, and whether and how models can be merged."""
+    from hf_zip.inspection import describe
+
+    typer.echo(describe(models))
+
+
+@app.command()
+def methods() -> None:
+    """List the merge methods and their options."""
+    from hf_zip.catalogue import methods_text
+
+    typer.echo(methods_text())
+
+
+@app.command()
+def adapters() -> None:
+    """List the supported families of models."""
+    from hf_zip.catalogue import adapters_text
+
+    typer.echo(adapters_text())
+
+
+@app.command()
+def export(
+    folder: Folder,
+    task: Annotated[str, typer.Option(help="Task whose labels the exported model keeps.")],
+    out: Out,
+) -> None:
+    """Write a model for one task of a merge."""
+    from hf_zip.pipeline import export as run
+
+    run(folder, task, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def card(folder: Folder) -> None:
+    """Write a merge's card again from its report."""
+    from hf_zip.card import render_card
+    from hf_zip.report import read
+    from hf_zip.save import write_text
+
+    write_text(folder / "README.md", render_card(read(folder)))
+    typer.echo(f"wrote {folder / 'README.md'}")
+
+
+def main() -> None:
+    """Runs the command line; an error ends in one message and exit code 1."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hf_zip").setLevel(logging.INFO)
+    # A terminated run cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        app()
+    except HfZipError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing was changed that is not whole", err=True)
+        sys.exit(130)
+
+
+def _recipe(models: list[str], options: dict[str, Any]) -> "Recipe":
+    """Returns the recipe in a file, or the one that arguments and options describe."""
+    from hf_zip.recipe import Recipe
+
+    given = {name: value for name, value in options.items() if value is not None}
+    files = [model for model in models if model.endswith((".yaml", ".yml"))]
+    if files:
+        if len(models) > 1:
+            raise HfZipError(f"give one recipe and nothing else, not {' '.join(models)}")
+        if given:
+            raise HfZipError(
+                f"{', '.join(given)} and a recipe exclude each other; change the recipe's keys "
+                "with --set, such as --set seed=1"
+            )
+        return Recipe.from_yaml(files[0])
+    if options["--method"] is None:
+        raise HfZipError("no merge method; give --method NAME (`hf-zip methods` lists them)")
+    tasks: list[str | None] = options["--task"] or [None] * len(models)
+    if len(tasks) != len(models):
+        raise HfZipError(
+            f"there are {len(models)} models but {len(tasks)} times --task; give it once per model"
+        )
+    values = {
+        "merge_method": options["--method"],
+        "models": [
+            {"model": model, "task": task} for model, task in zip(models, tasks, strict=True)
+        ],
+        "base_model": options["--base"],
+        "stop_at": options["--stop-at"],
+        "calibration": _calibration(options["--calibration"], options["--samples"]),
+        "evaluation": _evaluation_specs(options["--evaluation"] or []),
+        **{key: options[f"--{key}"] for key in ("dtype", "seed") if f"--{key}" in given},
+    }
+    return Recipe.from_dict(values)
+
+
+def _calibration(data: list[str] | None, samples: int | None) -> dict[str, Any] | None:
+    if data is None:
+        if samples is not None:
+            raise HfZipError("--samples says how many inputs to take, so give --calibration too")
+        return None
+    return {"data": data, **({} if samples is None else {"samples": samples})}
+
+
+def _evaluation_specs(texts: list[str]) -> list[dict[str, str]]:
+    specs = []
+    for text in texts:
+        task, equals, data = text.partition("=")
+        if not (task and equals and data):
+            raise HfZipError(f"--evaluation takes TASK=DATA, not {text!r}")
+        specs.append({"task": task, "data": data})
+    return specs

@@ -1,0 +1,300 @@
+"""The line from a recipe to a merged model, top to bottom."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from hf_zip.assemble import assemble, task_model
+from hf_zip.card import render_card
+from hf_zip.collect import make_accelerator
+from hf_zip.comparison import compare
+from hf_zip.errors import HfZipError
+from hf_zip.evaluate import Evaluation
+from hf_zip.methods import Merged, MergeMethod, method_named
+from hf_zip.preparation import Prepared, check_needs, covariances, prepare
+from hf_zip.recipe import ModelSpec, Recipe, build
+from hf_zip.report import (
+    REPORT_NAME,
+    MethodRecord,
+    Report,
+    SourceRecord,
+    TaskRecord,
+    read,
+    versions,
+)
+from hf_zip.request import Request, read_request
+from hf_zip.save import MARKER, check_replaceable, save_checked, write_text
+from hf_zip.sources import Source, load_sources
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """A merged model and everything known about it.
+
+    Args:
+        model: The merged model, of the sources' own class.
+        report: What was merged, found and measured.
+        recipe: The resolved recipe, every default and revision written out.
+        processor: The sources' image processor or tokenizer, if they have one.
+        is_main_process: Whether this process is the one that writes files.
+    """
+
+    model: PreTrainedModel
+    report: Report
+    recipe: Recipe
+    processor: Any = None
+    is_main_process: bool = True
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes model, processor, recipe, report and card, all at once or not at all.
+
+        Raises:
+            HfZipError: The folder holds something else than a merge, cannot be written, or does
+                not load again as the same model.
+        """
+        if self.is_main_process:
+            save_checked(self.model, folder, self.processor, _texts(self.recipe, self.report))
+
+    def for_task(self, task: str) -> PreTrainedModel:
+        """Returns a single-task model.
+
+        Raises:
+            HfZipError: There is no such task.
+        """
+        return task_model(self.model, task)
+
+
+def merge(
+    models: Recipe | Mapping[str, Any] | str | Path | Sequence[str | Path | PreTrainedModel],
+    *,
+    method: str | None = None,
+    tasks: Sequence[str] | None = None,
+    processor: Any = None,
+    calibration: Any = None,
+    evaluation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    progress: bool = True,
+    **recipe_keys: Any,
+) -> MergeResult:
+    """Merges models into one.
+
+    Args:
+        models: A recipe, its mapping, or the path of its YAML file; or a list of models: folders,
+            Hub ids, or models in memory, which are left as they are.
+        method: Merge method, for a list of models.
+        tasks: One task name per model of a list.
+        processor: Image processor of models in memory.
+        calibration: Unlabelled inputs, for a list of models: what a recipe may say, one or several
+            data sets by name, or a data set, a list of images or a tensor in memory.
+        evaluation: Labelled data by task, for a list of models: data sets by name or in memory.
+        out: Folder to write to. It is written as soon as the model is merged, and its report and
+            card again after the evaluation.
+        force: Merge despite findings that may be forced.
+        progress: Show progress bars, on the main process.
+        **recipe_keys: More keys of the recipe, such as `parameters`, `dtype` or `seed`.
+
+    Returns:
+        The merged model with its report.
+
+    Raises:
+        HfZipError: Something is wrong with the recipe, the models or the data, or the models do
+            not belong together.
+
+    Example:
+        >>> result = merge(["a", "b"], method="zipit", calibration="images")  # doctest: +SKIP
+        >>> result.for_task("a").save_pretrained("just_a")  # doctest: +SKIP
+    """
+    request = read_request(models, method, tasks, processor, calibration, evaluation, recipe_keys)
+    recipe = request.recipe
+    chosen = method_named(recipe.merge_method)
+    options = build(chosen.options, recipe.parameters, "parameters")
+    check_needs(chosen, request)
+    if out is not None:
+        check_replaceable(Path(out))
+
+    accelerator = make_accelerator()
+    started = time.perf_counter()
+    prepared = prepare(request, chosen, force, accelerator)
+    inputs = prepared.inputs
+    if chosen.requires.calibration:
+        inputs = replace(inputs, covariances=covariances(prepared, accelerator, progress))
+    merged = chosen.run(inputs, options)
+    for source in prepared.sources:
+        source.model.cpu()
+    resolved = _resolved(recipe, prepared, options)
+    record = {"merge_method": chosen.name, "parameters": resolved.to_dict()["parameters"]}
+    model = assemble(
+        merged,
+        prepared.sources[0].model,
+        prepared.tasks,
+        record,
+        getattr(torch, recipe.dtype),
+    )
+    report = _report(resolved, prepared, chosen, merged, accelerator, time.perf_counter() - started)
+    result = MergeResult(
+        model, report, resolved, prepared.sources[0].processor, accelerator.is_main_process
+    )
+    if out is not None:
+        result.save_pretrained(out)
+    if request.evaluates:
+        measured = _evaluate(model, request, prepared, accelerator, progress)
+        result = replace(result, report=replace(report, evaluation=measured))
+        if out is not None and result.is_main_process:
+            _refresh(Path(out), resolved, result.report)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def reevaluate(
+    folder: str | Path,
+    evaluation: Sequence[Mapping[str, Any]] | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Report:
+    """Measures a merge in a folder again and refreshes its report and card.
+
+    Args:
+        folder: Folder that `merge` wrote.
+        evaluation: Labelled data, as in a recipe; left out, what the recipe says.
+        force: Evaluate despite findings that may be forced.
+        progress: Show progress bars, on the main process.
+
+    Raises:
+        HfZipError: The folder is not a merge, or there is nothing to evaluate on.
+    """
+    folder = Path(folder)
+    if not (folder / MARKER).is_file():
+        raise HfZipError(f"{str(folder)!r} holds no {MARKER}; give a folder that a merge wrote")
+    recipe = Recipe.from_yaml(folder / MARKER)
+    if evaluation is not None:
+        recipe = Recipe.from_dict({**recipe.to_dict(), "evaluation": list(evaluation)})
+    request = Request(recipe)
+    if not request.evaluates:
+        raise HfZipError(
+            f"the recipe of {str(folder)!r} names no evaluation data; give them, such as "
+            "--evaluation cars=test.parquet"
+        )
+    accelerator = make_accelerator()
+    prepared = prepare(request, method_named(recipe.merge_method), force, accelerator)
+    (merged,) = load_sources([ModelSpec(str(folder))])
+    measured = _evaluate(merged.model, request, prepared, accelerator, progress)
+    report = replace(read(folder), evaluation=measured, recipe=recipe.to_dict())
+    if accelerator.is_main_process:
+        _refresh(folder, recipe, report)
+    accelerator.wait_for_everyone()
+    return report
+
+
+def export(folder: str | Path, task: str, out: str | Path) -> None:
+    """Writes a single-task model of a merge in a folder.
+
+    Args:
+        folder: Folder that `merge` wrote.
+        task: Which of its tasks.
+        out: Folder to write; it should not exist or be empty.
+
+    Raises:
+        HfZipError: The folder is not a merge, has no such task, or `out` cannot be written.
+    """
+    (merged,) = load_sources([ModelSpec(str(folder))])
+    save_checked(task_model(merged.model, task), out, merged.processor)
+
+
+def _resolved(recipe: Recipe, prepared: Prepared, options: Any) -> Recipe:
+    """Returns the recipe with every default, task and revision written out."""
+    names = {i: task.name for task in prepared.tasks for i in task.members}
+    return replace(
+        recipe,
+        models=tuple(
+            replace(
+                spec,
+                model=_pinned(spec.model, source),
+                task=names.get(i),
+                parameters=asdict(chosen),
+            )
+            for i, (spec, source, chosen) in enumerate(
+                zip(recipe.models, prepared.sources, prepared.inputs.model_options, strict=True)
+            )
+        ),
+        parameters=asdict(options),
+    )
+
+
+def _pinned(reference: str, source: Source) -> str:
+    return f"{reference.partition('@')[0]}@{source.revision}" if source.revision else reference
+
+
+def _report(
+    recipe: Recipe,
+    prepared: Prepared,
+    method: MergeMethod,
+    merged: Merged,
+    accelerator: Accelerator,
+    seconds: float,
+) -> Report:
+    processor = prepared.sources[0].processor
+    verdict = prepared.findings.initialisation
+    return Report(
+        architecture=type(prepared.sources[0].model).__name__,
+        recipe=recipe.to_dict(),
+        sources=tuple(
+            SourceRecord.of(replace(source, task=spec.task))
+            for source, spec in zip(prepared.sources, recipe.models, strict=True)
+        ),
+        tasks=tuple(TaskRecord.of(task) for task in prepared.tasks),
+        method=MethodRecord(method.name, method.title, method.reference),
+        versions=versions(),
+        seconds=seconds,
+        num_processes=accelerator.num_processes,
+        dtype=recipe.dtype,
+        processor=type(processor).__name__ if processor is not None else None,
+        shared_init={"shared": True, "different": False}.get(verdict),
+        findings=tuple(finding.message for finding in prepared.findings.findings),
+        matching=merged.provenance.get("matched_correlation", {}),
+        calibration=getattr(prepared.calibration, "description", None),
+    )
+
+
+def _texts(recipe: Recipe, report: Report) -> dict[str, str]:
+    """Returns the files that stand beside a merged model."""
+    used = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    return {
+        MARKER: f"# merged with {used}\n{recipe.to_yaml()}",
+        REPORT_NAME: report.to_json(),
+        "README.md": render_card(report),
+    }
+
+
+def _refresh(folder: Path, recipe: Recipe, report: Report) -> None:
+    for name, text in _texts(recipe, report).items():
+        write_text(folder / name, text)
+
+
+def _evaluate(
+    model: PreTrainedModel,
+    request: Request,
+    prepared: Prepared,
+    accelerator: Accelerator,
+    progress: bool,
+) -> Evaluation:
+    sizes = [spec.batch_size for spec in request.recipe.evaluation]
+    return compare(
+        model,
+        request.recipe.merge_method,
+        prepared.sources,
+        prepared.tasks,
+        prepared.inputs,
+        prepared.evaluation,
+        prepared.calibration,
+        prepared.calibration_batch,
+        max(sizes, default=64),
+        accelerator,
+        progress,
+    )

@@ -1,0 +1,143 @@
+"""A request → sources fit to be merged, and what every method works on."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from hf_zip.adapters import adapter_for
+from hf_zip.collect import collect, group_observations
+from hf_zip.errors import HfZipError
+from hf_zip.groups import head_names, merge_groups
+from hf_zip.methods import MergeInputs, MergeMethod
+from hf_zip.preflight import Preflight, preflight, render
+from hf_zip.recipe import Recipe, build
+from hf_zip.request import Request
+from hf_zip.sources import Source
+from hf_zip.statistics.covariance import Covariance
+from hf_zip.tasks import Task, resolve_tasks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Sources that were found fit to be merged, and what every method works on."""
+
+    sources: tuple[Source, ...]
+    tasks: tuple[Task, ...]
+    findings: Preflight
+    inputs: MergeInputs
+    calibration: Any
+    calibration_batch: int
+    evaluation: Mapping[str, Any]
+
+
+def check_needs(method: MergeMethod, request: Request) -> None:
+    """Checks that a method gets what it needs, before anything is loaded.
+
+    Raises:
+        HfZipError: It needs unlabelled inputs or a base model, and there are none.
+    """
+    recipe = request.recipe
+    if method.requires.calibration and not request.has_calibration:
+        raise HfZipError(
+            f"{method.name!r} needs unlabelled inputs to compare the models on; give calibration "
+            "data, such as --calibration images/ or 'calibration: {data: images/}' in the recipe"
+        )
+    if method.requires.base and recipe.base_model is None:
+        raise HfZipError(
+            f"{method.name!r} needs the model that the others were fine-tuned from; give "
+            "base_model (--base)"
+        )
+
+
+def prepare(
+    request: Request, method: MergeMethod, force: bool, accelerator: Accelerator
+) -> Prepared:
+    """Loads the models, checks that they belong together, and derives their merge groups.
+
+    Args:
+        request: What to merge.
+        method: The merge method.
+        force: Go on despite findings that may be forced.
+        accelerator: Only its main process logs the findings.
+
+    Raises:
+        HfZipError: The models, their tasks or the data do not allow the merge.
+    """
+    recipe = request.recipe
+    model_options = tuple(
+        build(method.model_options, spec.parameters, f"models.{i}.parameters")
+        for i, spec in enumerate(recipe.models)
+    )
+    sources = request.load_sources()
+    adapter = adapter_for(sources[0].model.config.model_type)
+    heads = head_names(sources[0].model, adapter)
+    tasks = resolve_tasks(sources, force) if heads else ()
+    findings = preflight(
+        sources,
+        tasks,
+        needs_shared_init=method.requires.shared_init,
+        method=method.name,
+        force=force,
+    )
+    if accelerator.is_main_process:
+        logger.info("%s", render(findings))
+    groups = merge_groups(sources[0].model, adapter)
+    _check_depth(recipe, sources[0].model)
+    return Prepared(
+        sources=sources,
+        tasks=tasks,
+        findings=findings,
+        inputs=MergeInputs(
+            states=tuple(
+                {name: p.detach() for name, p in source.model.named_parameters()}
+                for source in sources
+            ),
+            groups=groups,
+            heads=heads,
+            model_options=model_options,
+        ),
+        calibration=request.load_calibration(sources[0]),
+        calibration_batch=recipe.calibration.batch_size if recipe.calibration else 32,
+        evaluation=request.load_evaluation(sources[0], tasks),
+    )
+
+
+def covariances(
+    prepared: Prepared, accelerator: Accelerator, progress: bool
+) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Returns for every merge group one covariance per tap, over the features of all models."""
+    num_models = len(prepared.sources)
+    observations = [
+        (group.name, observation)
+        for group in prepared.inputs.groups
+        for observation in group_observations(group, num_models)
+    ]
+    found = collect(
+        [source.model for source in prepared.sources],
+        prepared.calibration,
+        [observation for _, observation in observations],
+        Covariance,
+        prepared.calibration_batch,
+        accelerator,
+        progress,
+    )
+    by_group: dict[str, tuple[torch.Tensor, ...]] = {}
+    for (name, _), statistic in zip(observations, found, strict=True):
+        by_group[name] = (*by_group.get(name, ()), statistic.covariance().cpu())
+    return by_group
+
+
+def _check_depth(recipe: Recipe, model: PreTrainedModel) -> None:
+    depth = model.config.num_hidden_layers
+    if recipe.stop_at is not None and recipe.stop_at != depth:
+        raise HfZipError(
+            f"stop_at is {recipe.stop_at}, but only full merges are supported: leave it out, or "
+            f"give {depth}, the number of blocks of {type(model).__name__}"
+        )

@@ -1,0 +1,178 @@
+"""What `hf_zip.merge` was asked for: a recipe, and what of it is already in memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedModel
+
+from hf_zip.calibration import from_memory, load_inputs, load_labelled
+from hf_zip.errors import HfZipError, unknown
+from hf_zip.recipe import Recipe
+from hf_zip.sources import Source, from_model, load_source, load_sources
+from hf_zip.tasks import Task
+
+_FOR_LISTS = "give them in the recipe, or give a list of models instead of a recipe"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A recipe, with models and data that are in memory instead of behind its names.
+
+    Args:
+        recipe: What to do.
+        models: Models in memory by their position in the recipe.
+        processor: Their image processor or tokenizer.
+        calibration: Calibration inputs in memory.
+        evaluation: Labelled data in memory by task.
+    """
+
+    recipe: Recipe
+    models: Mapping[int, PreTrainedModel] = field(default_factory=dict)
+    processor: Any = None
+    calibration: Any = None
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_calibration(self) -> bool:
+        """Whether there are unlabelled inputs."""
+        named = self.recipe.calibration is not None and bool(self.recipe.calibration.data)
+        return named or self.calibration is not None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are labelled data."""
+        return bool(self.recipe.evaluation or self.evaluation)
+
+    def load_sources(self) -> tuple[Source, ...]:
+        """Returns the models, loaded from their names or copied from memory."""
+        if not self.models:
+            return load_sources(self.recipe.models)
+        return tuple(
+            from_model(self.models[i], spec.task, spec.model, self.processor)
+            if i in self.models
+            else load_source(spec.model, spec.task)
+            for i, spec in enumerate(self.recipe.models)
+        )
+
+    def load_calibration(self, source: Source) -> Any:
+        """Returns the calibration inputs as a source takes them; nothing where there are none."""
+        if self.calibration is not None:
+            return from_memory(self.calibration, source.processor, **_shape(source))
+        if not self.has_calibration or self.recipe.calibration is None:
+            return None
+        return load_inputs(
+            self.recipe.calibration, source.processor, self.recipe.seed, **_shape(source)
+        )
+
+    def load_evaluation(self, source: Source, tasks: Sequence[Task]) -> dict[str, Any]:
+        """Returns labelled data by task, as a source takes them.
+
+        Raises:
+            HfZipError: Data are given for a task that does not exist, or twice for one.
+        """
+        labels = {task.name: task.labels for task in tasks}
+        data = dict(self.evaluation)
+        for spec in self.recipe.evaluation:
+            if spec.task in data:
+                raise HfZipError(f"task {spec.task!r} has evaluation data twice; give them once")
+            if spec.task not in labels:
+                raise unknown("task under 'evaluation'", spec.task, labels)
+            data[spec.task] = load_labelled(
+                spec, source.processor, labels[spec.task], self.recipe.seed, **_shape(source)
+            )
+        return data
+
+
+def read_request(
+    models: Recipe | Mapping[str, Any] | str | Path | Sequence[str | Path | PreTrainedModel],
+    method: str | None = None,
+    tasks: Sequence[str] | None = None,
+    processor: Any = None,
+    calibration: Any = None,
+    evaluation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    recipe_keys: Mapping[str, Any] | None = None,
+) -> Request:
+    """Returns the request that the arguments of `hf_zip.merge` describe.
+
+    Raises:
+        HfZipError: The arguments contradict one another or do not make a recipe.
+    """
+    recipe = _as_recipe(models)
+    if recipe is not None:
+        given = {"method": method, "tasks": tasks, "calibration": calibration}
+        given |= {"evaluation": evaluation, **(recipe_keys or {})}
+        twice = [name for name, value in given.items() if value is not None]
+        if twice:
+            raise HfZipError(f"the recipe decides {', '.join(twice)}; {_FOR_LISTS}")
+        return Request(recipe, processor=processor)
+    if method is None:
+        raise HfZipError("no merge method; give method=NAME, such as method='zipit'")
+    listed: list[Any] = list(cast("Sequence[Any]", models))
+    if tasks is not None and len(tasks) != len(listed):
+        raise HfZipError(
+            f"there are {len(listed)} models but {len(tasks)} tasks; give one task per model"
+        )
+    in_memory = {i: m for i, m in enumerate(listed) if isinstance(m, PreTrainedModel)}
+    task_names: Sequence[str | None] = tasks or [None] * len(listed)
+    names = [f"model_{i}" if i in in_memory else str(m) for i, m in enumerate(listed)]
+    calibration_spec, calibration_memory = _calibration(calibration)
+    evaluation_specs, evaluation_memory = _evaluation(evaluation)
+    values = {
+        "merge_method": method,
+        "models": [
+            {"model": name, "task": task} for name, task in zip(names, task_names, strict=True)
+        ],
+        "calibration": calibration_spec,
+        "evaluation": evaluation_specs,
+        **(recipe_keys or {}),
+    }
+    return Request(
+        Recipe.from_dict(values), in_memory, processor, calibration_memory, evaluation_memory
+    )
+
+
+def _shape(source: Source) -> dict[str, Any]:
+    """What the model takes, where its config says so."""
+    names = ("num_channels", "image_size")
+    return {name: getattr(source.model.config, name, None) for name in names}
+
+
+def _as_recipe(models: Any) -> Recipe | None:
+    if isinstance(models, Recipe):
+        return models
+    if isinstance(models, Mapping):
+        return Recipe.from_dict(models)
+    if isinstance(models, str | Path):
+        return Recipe.from_yaml(models)
+    return None
+
+
+def _calibration(calibration: Any) -> tuple[Any, Any]:
+    """What goes into the recipe, and what is in memory."""
+    if isinstance(calibration, Mapping):
+        return calibration, None
+    if isinstance(calibration, str | Path):
+        return {"data": str(calibration)}, None
+    names = isinstance(calibration, list | tuple) and calibration
+    if names and all(isinstance(name, str | Path) for name in calibration):
+        return {"data": [str(name) for name in calibration]}, None
+    return None, calibration
+
+
+def _evaluation(evaluation: Any) -> tuple[list[Any], dict[str, Any]]:
+    """What goes into the recipe, and what is in memory."""
+    if evaluation is None:
+        return [], {}
+    if not isinstance(evaluation, Mapping):
+        return list(evaluation), {}
+    specs, memory = [], {}
+    for task, data in evaluation.items():
+        if isinstance(data, str | Path):
+            specs.append({"task": task, "data": str(data)})
+        elif isinstance(data, Mapping):
+            specs.append({"task": task, **data})
+        else:
+            memory[task] = data
+    return specs, memory

@@ -1,0 +1,103 @@
+"""Laws of every merge method, over every adapter."""
+
+import pytest
+import torch
+
+import hf_zip
+from hf_zip.adapters import adapters
+from hf_zip.methods import methods
+from tests.models import images, permuted, randomise
+
+METHODS = list(methods().values())
+MATCHING = [method for method in METHODS if method.requires.calibration]
+# Options at which a method gives back what all models agree on. ZipIt!'s alpha below 1 would rather
+# merge two features of one model than bring a third copy to a pair.
+LOSSLESS = {"zipit": {"alpha": 1.0}}
+every_adapter = pytest.mark.parametrize(
+    "adapter", adapters().values(), ids=lambda adapter: adapter.name
+)
+
+
+def example(adapter):
+    torch.manual_seed(0)
+    return randomise(adapter.example().eval())
+
+
+def merge(method, models):
+    """Merges models of one task on random inputs."""
+    calibration = images(models[0], 128, seed=7)["pixel_values"]
+    return hf_zip.merge(
+        models,
+        method=method.name,
+        tasks=["same"] * len(models),
+        calibration=calibration if method.requires.calibration else None,
+        parameters=LOSSLESS.get(method.name),
+        force=True,
+        progress=False,
+    ).model
+
+
+def relative_error(model, other):
+    inputs = images(model, 64, seed=3)
+    with torch.inference_mode():
+        a, b = model(**inputs).logits, other(**inputs).logits
+    agreement = (a.argmax(-1) == b.argmax(-1)).float().mean().item()
+    return ((a - b).abs().max() / a.abs().max()).item(), agreement
+
+
+@every_adapter
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_a_model_merged_with_itself_is_itself(adapter, method, copies):
+    model = example(adapter)
+    error, agreement = relative_error(model, merge(method, [model] * copies))
+    assert error <= 1e-5
+    assert agreement == 1
+
+
+@every_adapter
+@pytest.mark.parametrize("method", MATCHING, ids=lambda method: method.name)
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_permuted_copy_is_matched_back(adapter, method, copies):
+    model = example(adapter)
+    models = [model, *(permuted(model, seed) for seed in range(1, copies + 1))]
+    error, agreement = relative_error(model, merge(method, models))
+    assert error <= 1e-5
+    assert agreement == 1
+
+
+@every_adapter
+def test_averaging_a_permuted_copy_is_ruinous(adapter):
+    model = example(adapter)
+    assert relative_error(model, permuted(model, 1))[0] <= 1e-5
+    average = next(method for method in METHODS if method.name == "average")
+    error, agreement = relative_error(model, merge(average, [model, permuted(model, 1)]))
+    assert error > 0.1
+    assert agreement < 0.9
+
+
+@every_adapter
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_the_same_merge_twice_is_the_same(adapter, method):
+    models = [example(adapter), randomise(adapter.example().eval(), 5)]
+    once, again = merge(method, models), merge(method, models)
+    for name, parameter in once.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name)), name
+
+
+@every_adapter
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_sources_are_left_as_they_were(adapter, method):
+    models = [example(adapter), randomise(adapter.example().eval(), 5)]
+    before = [{name: p.clone() for name, p in m.named_parameters()} for m in models]
+    merge(method, models)
+    for model, state in zip(models, before, strict=True):
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, state[name]), name
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_method_explains_itself(method):
+    assert method.title
+    assert method.reference.startswith("https://")
+    assert method.run.__doc__
