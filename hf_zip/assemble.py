@@ -42,6 +42,8 @@ def assemble(
         HfZipError: The merged parameters are not those of the class.
     """
     config = _config(template.config, tasks, dtype)
+    for key, value in merged.config.items():
+        setattr(config, key, value)
     rows = [{"name": t.name, "start": t.start, "labels": list(t.labels)} for t in tasks]
     setattr(config, CONFIG_KEY, {**record, "tasks": rows})
     return _build(template, config, {**merged.state, **stack_heads(merged, tasks)}, dtype)

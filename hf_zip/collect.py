@@ -114,8 +114,7 @@ def observe(
     Raises:
         HfZipError: The model has no such module, or the forward did not reach it.
     """
-    seen: dict[Tap, Tensor] = {}
-    with _hooks(model, taps, seen):
+    with capture(model, taps) as seen:
         model(**batch)
     for tap in taps:
         if tap not in seen:
@@ -127,7 +126,13 @@ def observe(
 
 
 @contextmanager
-def _hooks(model: nn.Module, taps: Sequence[Tap], seen: dict[Tap, Tensor]) -> Iterator[None]:
+def capture(model: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tensor]]:
+    """Yields a record that fills with `[rows, features]` at each tap as the model runs.
+
+    Raises:
+        HfZipError: The model has no such module.
+    """
+    seen: dict[Tap, Tensor] = {}
     modules = dict(model.named_modules())
     handles = []
     try:
@@ -135,7 +140,7 @@ def _hooks(model: nn.Module, taps: Sequence[Tap], seen: dict[Tap, Tensor]) -> It
             if tap.module not in modules:
                 raise HfZipError(f"{type(model).__name__} has no module {tap.module!r} to observe")
             handles.append(_hook(modules[tap.module], tap, seen))
-        yield
+        yield seen
     finally:
         for handle in handles:
             handle.remove()

@@ -1,6 +1,7 @@
 """What every merge is measured beside: its parents, ensemble, plain average and controls."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -67,8 +68,6 @@ def compare(
 
 def _average(sources: Sequence[Source], tasks: Sequence[Task], inputs: MergeInputs) -> Candidate:
     method = method_named("average")
-    plain = MergeInputs(
-        inputs.states, inputs.groups, inputs.heads, {}, tuple(WeightOptions() for _ in sources)
-    )
+    plain = replace(inputs, model_options=tuple(WeightOptions() for _ in sources))
     model = assemble(method.run(plain, method.options()), sources[0].model, tasks, {})
     return merged(model, tasks, "weight average", "average")

@@ -79,6 +79,68 @@ def merge_groups(model: PreTrainedModel, adapter: Adapter) -> tuple[MergeGroup, 
     return tuple(groups)
 
 
+@dataclass(frozen=True)
+class Block:
+    """The modules of one transformer block, named as in `named_modules()`.
+
+    Args:
+        name: The block itself.
+        query: Linear layers of the attention; so are the next three.
+        key: See `query`.
+        value: See `query`.
+        output: See `query`.
+        mlp_in: First linear layer of the MLP.
+        mlp_out: Second linear layer of the MLP.
+        attention_norm: Normalisation of what the attention reads.
+        mlp_norm: Normalisation of what the MLP reads.
+    """
+
+    name: str
+    query: str
+    key: str
+    value: str
+    output: str
+    mlp_in: str
+    mlp_out: str
+    attention_norm: str
+    mlp_norm: str
+
+
+def blocks(model: PreTrainedModel, adapter: Adapter) -> tuple[Block, ...]:
+    """Returns the blocks of a model in the order in which they run.
+
+    Raises:
+        HfZipError: The family's blocks do not normalise what they read.
+    """
+    if not adapter.pre_norm:
+        raise HfZipError(
+            f"the blocks of {adapter.name!r} do not normalise what they read (post-norm), so they "
+            "cannot be refitted one by one; use another merge method"
+        )
+    names = _Names(model, adapter)
+    attention_norm, mlp_norm = adapter.block_norms
+    found = []
+    for layer in range(names.num_layers):
+        roles = {
+            role: names.block(layer, getattr(adapter, role))
+            for role in ("query", "key", "value", "output", "mlp_in", "mlp_out")
+        }
+        found.append(
+            Block(
+                name=names.base(f"{adapter.layers}.{layer}"),
+                attention_norm=names.block(layer, attention_norm),
+                mlp_norm=names.block(layer, mlp_norm),
+                **roles,
+            )
+        )
+    return tuple(found)
+
+
+def base_name(model: PreTrainedModel, adapter: Adapter, name: str) -> str:
+    """Returns the full name of a module or parameter that a table names below the base model."""
+    return _Names(model, adapter).base(name)
+
+
 def head_names(model: nn.Module, adapter: Adapter) -> tuple[str, ...]:
     """Returns the names of the linear layers that make the model's task head; none without one."""
     modules = dict(model.named_modules())

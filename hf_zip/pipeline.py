@@ -121,10 +121,10 @@ def merge(
 
     accelerator = make_accelerator()
     started = time.perf_counter()
-    prepared = prepare(request, chosen, force, accelerator)
+    prepared = prepare(request, chosen, force, accelerator, progress)
     inputs = prepared.inputs
-    if chosen.requires.calibration:
-        inputs = replace(inputs, covariances=covariances(prepared, accelerator, progress))
+    if chosen.requires.covariances:
+        inputs = replace(inputs, covariances=covariances(inputs))
     merged = chosen.run(inputs, options)
     for source in prepared.sources:
         source.model.cpu()
@@ -182,7 +182,7 @@ def reevaluate(
             "--evaluation cars=test.parquet"
         )
     accelerator = make_accelerator()
-    prepared = prepare(request, method_named(recipe.merge_method), force, accelerator)
+    prepared = prepare(request, method_named(recipe.merge_method), force, accelerator, progress)
     (merged,) = load_sources([ModelSpec(str(folder))])
     measured = _evaluate(merged.model, request, prepared, accelerator, progress)
     report = replace(read(folder), evaluation=measured, recipe=recipe.to_dict())
@@ -258,7 +258,7 @@ def _report(
         shared_init={"shared": True, "different": False}.get(verdict),
         findings=tuple(finding.message for finding in prepared.findings.findings),
         matching=merged.provenance.get("matched_correlation", {}),
-        calibration=getattr(prepared.calibration, "description", None),
+        calibration=getattr(prepared.inputs.runtime.calibration, "description", None),
     )
 
 
@@ -292,8 +292,8 @@ def _evaluate(
         prepared.tasks,
         prepared.inputs,
         prepared.evaluation,
-        prepared.calibration,
-        prepared.calibration_batch,
+        prepared.inputs.runtime.calibration,
+        prepared.inputs.runtime.batch_size,
         max(sizes, default=64),
         accelerator,
         progress,

@@ -13,7 +13,7 @@ from hf_zip.adapters import adapter_for
 from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.groups import head_names, merge_groups
-from hf_zip.methods import MergeInputs, MergeMethod
+from hf_zip.methods import MergeInputs, MergeMethod, Runtime
 from hf_zip.preflight import Preflight, preflight, render
 from hf_zip.recipe import Recipe, build
 from hf_zip.request import Request
@@ -32,8 +32,6 @@ class Prepared:
     tasks: tuple[Task, ...]
     findings: Preflight
     inputs: MergeInputs
-    calibration: Any
-    calibration_batch: int
     evaluation: Mapping[str, Any]
 
 
@@ -57,7 +55,11 @@ def check_needs(method: MergeMethod, request: Request) -> None:
 
 
 def prepare(
-    request: Request, method: MergeMethod, force: bool, accelerator: Accelerator
+    request: Request,
+    method: MergeMethod,
+    force: bool,
+    accelerator: Accelerator,
+    progress: bool = True,
 ) -> Prepared:
     """Loads the models, checks that they belong together, and derives their merge groups.
 
@@ -66,6 +68,7 @@ def prepare(
         method: The merge method.
         force: Go on despite findings that may be forced.
         accelerator: Only its main process logs the findings.
+        progress: Show progress bars, on the main process.
 
     Raises:
         HfZipError: The models, their tasks or the data do not allow the merge.
@@ -102,31 +105,35 @@ def prepare(
             groups=groups,
             heads=heads,
             model_options=model_options,
+            runtime=Runtime(
+                models=tuple(source.model for source in sources),
+                adapter=adapter,
+                calibration=request.load_calibration(sources[0]),
+                batch_size=recipe.calibration.batch_size if recipe.calibration else 32,
+                accelerator=accelerator,
+                progress=progress,
+            ),
         ),
-        calibration=request.load_calibration(sources[0]),
-        calibration_batch=recipe.calibration.batch_size if recipe.calibration else 32,
         evaluation=request.load_evaluation(sources[0], tasks),
     )
 
 
-def covariances(
-    prepared: Prepared, accelerator: Accelerator, progress: bool
-) -> dict[str, tuple[torch.Tensor, ...]]:
+def covariances(inputs: MergeInputs) -> dict[str, tuple[torch.Tensor, ...]]:
     """Returns for every merge group one covariance per tap, over the features of all models."""
-    num_models = len(prepared.sources)
+    runtime = inputs.runtime
     observations = [
         (group.name, observation)
-        for group in prepared.inputs.groups
-        for observation in group_observations(group, num_models)
+        for group in inputs.groups
+        for observation in group_observations(group, len(inputs.states))
     ]
     found = collect(
-        [source.model for source in prepared.sources],
-        prepared.calibration,
+        runtime.models,
+        runtime.calibration,
         [observation for _, observation in observations],
         Covariance,
-        prepared.calibration_batch,
-        accelerator,
-        progress,
+        runtime.batch_size,
+        runtime.accelerator,
+        runtime.progress,
     )
     by_group: dict[str, tuple[torch.Tensor, ...]] = {}
     for (name, _), statistic in zip(observations, found, strict=True):

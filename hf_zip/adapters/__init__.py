@@ -41,7 +41,8 @@ class Adapter:
         output: See `query`.
         mlp_in: First linear layer of the MLP.
         mlp_out: Second linear layer of the MLP.
-        block_norms: Normalisations inside a block.
+        block_norms: Normalisations inside a block, of the attention and of the MLP.
+        pre_norm: Whether a block normalises what it reads, not what it has written.
 
         heads: Linear layers of the task head, from the stream to labels, relative to the model.
     """
@@ -64,6 +65,7 @@ class Adapter:
     mlp_in: str = ""
     mlp_out: str = ""
     block_norms: tuple[str, ...] = ()
+    pre_norm: bool = True
 
     heads: tuple[str, ...] = ()
 

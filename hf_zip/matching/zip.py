@@ -195,7 +195,6 @@ class _Clusters:
         np.minimum(row, self._similarity[second], out=row)
         if self._alpha < 1:
             self._discourage(row)
-        row[second] = -np.inf
         self._kept[self._merges], self._removed[self._merges] = first, second
         self._merges += 1
         self._bounds[first] = self._admissible(first).max()

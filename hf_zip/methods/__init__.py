@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from hf_zip.adapters import Adapter
 from hf_zip.align import State, align, mean
 from hf_zip.errors import unknown
 from hf_zip.groups import MergeGroup
@@ -19,13 +21,36 @@ class Requires:
 
     Args:
         base: A common base model.
-        calibration: Unlabelled inputs, from which covariances are gathered.
+        calibration: Unlabelled inputs.
+        covariances: The covariance of every merge group on them.
         shared_init: Models that were fine-tuned from one initialisation.
     """
 
     base: bool = False
     calibration: bool = False
+    covariances: bool = False
     shared_init: bool = False
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """For methods that run the models themselves.
+
+    Args:
+        models: The sources; they are to be left unchanged.
+        adapter: Their family's table.
+        calibration: A map-style data set of keyword arguments for the models, if there is one.
+        batch_size: Inputs per forward.
+        accelerator: The `accelerate.Accelerator` to run under.
+        progress: Show progress bars, on the main process.
+    """
+
+    models: tuple[PreTrainedModel, ...]
+    adapter: Adapter
+    calibration: Any
+    batch_size: int
+    accelerator: Any
+    progress: bool
 
 
 @dataclass(frozen=True)
@@ -36,6 +61,7 @@ class MergeInputs:
         states: Parameters of each model by name; each tied parameter once.
         groups: The merge groups of the architecture.
         heads: Names of the linear layers that make a task head; they are never averaged here.
+        runtime: The models themselves and what they run on.
         covariances: For every group name, one covariance per tap over the features of all models
             side by side; empty unless the method requires calibration.
         model_options: The options of each model.
@@ -44,6 +70,7 @@ class MergeInputs:
     states: tuple[State, ...]
     groups: tuple[MergeGroup, ...]
     heads: tuple[str, ...]
+    runtime: Runtime
     covariances: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     model_options: tuple[Any, ...] = ()
 
@@ -56,11 +83,13 @@ class Merged:
         state: Shared parameters by name, heads left out.
         heads: For each source its head's parameters, rewritten to read the merged features.
         provenance: What the method found, as plain values for the report.
+        config: Entries of the config that differ from the sources'.
     """
 
     state: dict[str, Tensor]
     heads: tuple[dict[str, Tensor], ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

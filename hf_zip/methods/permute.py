@@ -44,7 +44,7 @@ ENTRY = MergeMethod(
     name="permute",
     title="Features matched one to one by correlation, then averaged",
     reference="https://arxiv.org/abs/2209.04836",
-    requires=Requires(calibration=True),
+    requires=Requires(calibration=True, covariances=True),
     run=run,
     options=PermuteOptions,
     model_options=WeightOptions,

@@ -50,7 +50,7 @@ ENTRY = MergeMethod(
     name="zipit",
     title="ZipIt!: features matched across and within models, merged and unmerged",
     reference="https://arxiv.org/abs/2305.03053",
-    requires=Requires(calibration=True),
+    requires=Requires(calibration=True, covariances=True),
     run=run,
     options=ZipItOptions,
 )

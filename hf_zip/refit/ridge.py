@@ -51,6 +51,11 @@ def ridge(
         )
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(gram + penalty * scale * eye)
+    if failed and penalty > 0:
+        # A Gram matrix has no negative eigenvalues: what is there is rounding of its sums.
+        values, vectors = torch.linalg.eigh(gram)
+        weight = ((cross @ vectors) / (values.clamp(min=0) + penalty * scale)) @ vectors.T
+        return weight, mean_y - weight @ mean_x
     if failed:
         raise HfZipError(
             f"the features are linearly dependent and the ridge penalty is {penalty}; raise the "

@@ -1,0 +1,79 @@
+"""Exact rewrites of a pre-norm model to one form, in which models can be compared and fitted."""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_zip.adapters import Adapter
+from hf_zip.errors import HfZipError
+from hf_zip.groups import Axis, base_name, blocks, head_names, merge_groups
+
+
+def canonical(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+    """Returns a copy that computes the same with plain normalisations and a centred stream.
+
+    Gain and bias of every LayerNorm are folded into the linear layers that read it, so that it only
+    normalises; and the mean over features is taken out of everything that writes to the stream,
+    which LayerNorm ignores. Readers without a bias get one. The arithmetic is float64.
+
+    Args:
+        model: A pre-norm model with a task head; left unchanged.
+        adapter: Its family's table.
+
+    Raises:
+        HfZipError: The family is post-norm, or the model's stream is read by something else than
+            its blocks and its head.
+
+    Source: SliceGPT (https://arxiv.org/abs/2401.15024), section 3.2.
+    """
+    changed = copy.deepcopy(model)
+    heads = head_names(changed, adapter)
+    if not heads:
+        raise HfZipError(
+            f"{type(model).__name__} has no task head; its last normalisation cannot be folded "
+            "into one"
+        )
+    with torch.no_grad():
+        for block in blocks(changed, adapter):
+            _fold(changed, block.attention_norm, (block.query, block.key, block.value))
+            _fold(changed, block.mlp_norm, (block.mlp_in,))
+        for norm in adapter.norms:
+            _fold(changed, base_name(changed, adapter, norm), heads)
+        for axis in stream_writers(changed, adapter):
+            parameter = changed.get_parameter(axis.parameter)
+            exact = parameter.double()
+            parameter.copy_(exact - exact.mean(dim=axis.dim, keepdim=True))
+    return changed
+
+
+def stream_writers(model: PreTrainedModel, adapter: Adapter) -> tuple[Axis, ...]:
+    """Returns the axes that write to the residual stream, normalisations left out."""
+    stream = next(g for g in merge_groups(model, adapter) if g.role == "stream")
+    modules = dict(model.named_modules())
+    return tuple(
+        axis
+        for axis in stream.writers
+        if not isinstance(modules.get(axis.parameter.rpartition(".")[0]), nn.LayerNorm)
+    )
+
+
+def _fold(model: nn.Module, norm: str, readers: tuple[str, ...]) -> None:
+    """Moves a normalisation's gain and bias into the linear layers that read it."""
+    plain = model.get_submodule(norm)
+    if not isinstance(plain, nn.LayerNorm):
+        raise HfZipError(f"{norm} is a {type(plain).__name__}, but only LayerNorm can be folded")
+    gain, shift = plain.weight.double(), plain.bias.double()
+    for name in readers:
+        linear = model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise HfZipError(f"{name} is a {type(linear).__name__}, but should be a Linear")
+        weight = linear.weight.double()
+        bias = weight @ shift
+        if linear.bias is not None:
+            bias = bias + linear.bias.double()
+        linear.bias = nn.Parameter(bias.to(linear.weight.dtype))
+        linear.weight.copy_(weight * gain)
+    plain.weight.fill_(1)
+    plain.bias.fill_(0)
