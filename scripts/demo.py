@@ -135,7 +135,7 @@ def shifted(pixels: torch.Tensor) -> torch.Tensor:
 def write_recipe(out: Path, seed: int) -> Path:
     """Writes the recipe of the merge."""
     recipe = {
-        "merge_method": "zipit",
+        "merge_method": "zipfit",
         "models": [{"model": str(out / "models" / task), "task": task} for task in TASKS],
         "calibration": {
             "data": [str(out / "data" / task / "train.parquet") for task in TASKS],

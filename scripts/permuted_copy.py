@@ -16,7 +16,7 @@ from hf_zip.align import align
 from hf_zip.groups import MergeGroup, merge_groups
 from hf_zip.matching.merge_map import MergeMap
 
-METHODS = ["average", "permute", "zipit"]
+METHODS = ["average", "permute", "zipit", "zipfit"]
 
 
 def main() -> None:
