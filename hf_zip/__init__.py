@@ -19,7 +19,7 @@ _HOMES = {
     "Recipe": "hf_zip.recipe",
     "merge": "hf_zip.pipeline",
     "reevaluate": "hf_zip.pipeline",
-    "task_model": "hf_zip.assemble",
+    "for_task": "hf_zip.merged",
 }
 
 __all__ = [
@@ -29,14 +29,14 @@ __all__ = [
     "MergeResult",
     "ModelSpec",
     "Recipe",
+    "for_task",
     "merge",
     "reevaluate",
-    "task_model",
 ]
 
 if TYPE_CHECKING:
-    from hf_zip.assemble import task_model
     from hf_zip.errors import HfZipError
+    from hf_zip.merged import for_task
     from hf_zip.pipeline import MergeResult, merge, reevaluate
     from hf_zip.recipe import CalibrationSpec, EvaluationSpec, ModelSpec, Recipe
 

@@ -79,7 +79,7 @@ def task_model(model: PreTrainedModel, task: str) -> PreTrainedModel:
     start = tasks[task]["start"]
     config = copy.deepcopy(model.config)
     delattr(config, CONFIG_KEY)
-    _set_labels(config, labels)
+    set_labels(config, labels)
     heads = head_names(model, adapter_for(config.model_type))
     state = {
         name: tensor.detach()[start : start + len(labels)]
@@ -105,19 +105,39 @@ def merge_record(config: PretrainedConfig) -> dict[str, Any]:
     return record
 
 
+def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
+    """Gives a config its labels, in the order of the head's rows."""
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: i for i, label in enumerate(labels)}
+
+
+def load_parameters(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Sets all parameters of a model.
+
+    Raises:
+        HfZipError: A parameter is missing, left over, or has another shape.
+    """
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != found:
+        wrong = sorted(n for n in {*expected, *found} if expected.get(n) != found.get(n))
+        raise HfZipError(
+            f"the merged parameters do not fit {type(model).__name__}: {', '.join(wrong[:5])} "
+            "have other shapes or are missing; the adapter or the merge method is at fault"
+        )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[name])
+
+
 def _config(
     template: PretrainedConfig, tasks: Sequence[Task], dtype: torch.dtype
 ) -> PretrainedConfig:
     config = copy.deepcopy(template)
     config.dtype = dtype
     if tasks:
-        _set_labels(config, [label for task in tasks for label in task.labels])
+        set_labels(config, [label for task in tasks for label in task.labels])
     return config
-
-
-def _set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: i for i, label in enumerate(labels)}
 
 
 def _build(
@@ -128,15 +148,5 @@ def _build(
 ) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten: draw nothing
         model = type(template)(config)
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if expected != found:
-        wrong = sorted(n for n in {*expected, *found} if expected.get(n) != found.get(n))
-        raise HfZipError(
-            f"the merged parameters do not fit {type(template).__name__}: {', '.join(wrong[:5])} "
-            "have other shapes or are missing; the adapter or the merge method is at fault"
-        )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state[name])
+    load_parameters(model, state)
     return model.to(dtype).eval()

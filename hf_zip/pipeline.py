@@ -10,15 +10,17 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from hf_zip.assemble import assemble, task_model
+from hf_zip.assemble import assemble
 from hf_zip.card import render_card
 from hf_zip.collect import make_accelerator
 from hf_zip.comparison import compare
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import Evaluation
+from hf_zip.merged import for_task, load_merge
 from hf_zip.methods import Merged, MergeMethod, method_named
+from hf_zip.partial import assemble_partial
 from hf_zip.preparation import Prepared, check_needs, covariances, prepare
-from hf_zip.recipe import ModelSpec, Recipe, build
+from hf_zip.recipe import Recipe, build
 from hf_zip.report import (
     REPORT_NAME,
     MethodRecord,
@@ -30,7 +32,7 @@ from hf_zip.report import (
 )
 from hf_zip.request import Request, read_request
 from hf_zip.save import MARKER, check_replaceable, save_checked, write_text
-from hf_zip.sources import Source, load_sources
+from hf_zip.sources import Source
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class MergeResult:
         Raises:
             HfZipError: There is no such task.
         """
-        return task_model(self.model, task)
+        return for_task(self.model, task)
 
 
 def merge(
@@ -130,13 +132,7 @@ def merge(
         source.model.cpu()
     resolved = _resolved(recipe, prepared, options)
     record = {"merge_method": chosen.name, "parameters": resolved.to_dict()["parameters"]}
-    model = assemble(
-        merged,
-        prepared.sources[0].model,
-        prepared.tasks,
-        record,
-        getattr(torch, recipe.dtype),
-    )
+    model, merged = _assemble(merged, prepared, record, recipe)
     report = _report(resolved, prepared, chosen, merged, accelerator, time.perf_counter() - started)
     result = MergeResult(
         model, report, resolved, prepared.sources[0].processor, accelerator.is_main_process
@@ -183,8 +179,8 @@ def reevaluate(
         )
     accelerator = make_accelerator()
     prepared = prepare(request, method_named(recipe.merge_method), force, accelerator, progress)
-    (merged,) = load_sources([ModelSpec(str(folder))])
-    measured = _evaluate(merged.model, request, prepared, accelerator, progress)
+    model, _ = load_merge(folder)
+    measured = _evaluate(model, request, prepared, accelerator, progress)
     report = replace(read(folder), evaluation=measured, recipe=recipe.to_dict())
     if accelerator.is_main_process:
         _refresh(folder, recipe, report)
@@ -203,8 +199,27 @@ def export(folder: str | Path, task: str, out: str | Path) -> None:
     Raises:
         HfZipError: The folder is not a merge, has no such task, or `out` cannot be written.
     """
-    (merged,) = load_sources([ModelSpec(str(folder))])
-    save_checked(task_model(merged.model, task), out, merged.processor)
+    model, processor = load_merge(folder)
+    save_checked(for_task(model, task), out, processor)
+
+
+def _assemble(
+    merged: Merged, prepared: Prepared, record: Mapping[str, Any], recipe: Recipe
+) -> tuple[PreTrainedModel, Merged]:
+    """Returns the merged model, native or partial, and the result with all that is known of it."""
+    native, dtype = prepared.sources[0].model, getattr(torch, recipe.dtype)
+    depth = recipe.stop_at
+    if depth is None or depth == native.config.num_hidden_layers:
+        return assemble(merged, native, prepared.tasks, record, dtype), merged
+    model, explained = assemble_partial(
+        merged, prepared.inputs.runtime, prepared.tasks, record, depth, dtype
+    )
+    unmerged = {
+        f"unmerge.{source.name}": share
+        for source, share in zip(prepared.sources, explained, strict=False)
+    }
+    known = {**merged.provenance.get("explained", {}), **unmerged}
+    return model, replace(merged, provenance={**merged.provenance, "explained": known})
 
 
 def _resolved(recipe: Recipe, prepared: Prepared, options: Any) -> Recipe:
@@ -258,6 +273,7 @@ def _report(
         shared_init={"shared": True, "different": False}.get(verdict),
         findings=tuple(finding.message for finding in prepared.findings.findings),
         matching=merged.provenance.get("matched_correlation", {}),
+        explained=merged.provenance.get("explained", {}),
         calibration=getattr(prepared.inputs.runtime.calibration, "description", None),
     )
 

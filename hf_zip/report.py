@@ -105,6 +105,8 @@ class Report:
         findings: What the checks before the merge found, one sentence each.
         matching: Mean correlation of the features that were merged, by merge group; nothing for
             a method that matches none.
+        explained: Share of the sources' features that the merged ones hold, in [0, 1], by place;
+            nothing for a method that fits none.
         calibration: Where the calibration inputs come from, as they describe themselves; nothing
             where there were none.
         evaluation: What was measured; nothing before that.
@@ -127,6 +129,7 @@ class Report:
     shared_init: bool | None = None
     findings: tuple[str, ...] = ()
     matching: Mapping[str, float] = field(default_factory=dict)
+    explained: Mapping[str, float] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
     evaluation: Evaluation | None = None
     schema_version: int = SCHEMA_VERSION

@@ -5,7 +5,7 @@ import copy
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_for, family
 from hf_zip.align import align
 from hf_zip.groups import merge_groups
 from hf_zip.matching.merge_map import MergeMap
@@ -45,7 +45,7 @@ def processor(**overrides):
 
 def images(model, batch=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    adapter = adapter_for(model.config.model_type)
+    adapter = adapter_for(family(model.config))
     inputs = adapter.inputs(model.config, batch, generator)
     return {key: value.to(model.dtype) for key, value in inputs.items()}
 

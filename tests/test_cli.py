@@ -252,9 +252,9 @@ BAD = {
         ["pets", "trees", *ZIPIT, "--evaluation", "tree=trees.parquet"],
         "unknown task under 'evaluation' 'tree'. Did you mean 'trees'",
     ),
-    "partial": (
-        ["pets", "trees", *ZIPIT, "--stop-at", "1"],
-        "stop_at is 1, but only full merges are supported",
+    "too deep": (
+        ["pets", "trees", *ZIPIT, "--stop-at", "3"],
+        "stop_at is 3, but ViTForImageClassification has 2 blocks",
     ),
     "unknown option of the method": (
         ["pets", "trees", *ZIPIT, "--set", "parameters.alfa=1"],

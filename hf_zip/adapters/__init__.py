@@ -75,6 +75,12 @@ def adapters() -> dict[str, Adapter]:
     return discover("hf_zip.adapters")
 
 
+def family(config: PretrainedConfig) -> str:
+    """Returns the model type of a config; of a partial zip, that of its trunk."""
+    trunk = getattr(config, "trunk_config", None)
+    return str(config.model_type if trunk is None else trunk.model_type)
+
+
 def adapter_for(model_type: str) -> Adapter:
     """Returns the adapter of a `config.model_type`.
 

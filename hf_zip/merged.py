@@ -1,0 +1,82 @@
+"""A merge as a model: loaded again from its folder, and cut to one of its tasks."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_zip.assemble import CONFIG_KEY, load_parameters, merge_record, set_labels, task_model
+from hf_zip.checkpoint import load_processor
+from hf_zip.errors import HfZipError, unknown
+from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
+from hf_zip.sources import load_source
+
+
+def load_merge(folder: str | Path) -> tuple[PreTrainedModel, Any]:
+    """Returns the model in a folder that a merge wrote, and its processor.
+
+    Raises:
+        HfZipError: The folder holds no model, or one that no merge wrote.
+    """
+    folder = Path(folder)
+    if is_partial(folder):
+        model = HfZipForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        return model, load_processor(folder, str(folder))
+    source = load_source(str(folder))
+    merge_record(source.model.config)
+    return source.model, source.processor
+
+
+def is_partial(folder: str | Path) -> bool:
+    """Tells whether a folder holds a partial zip."""
+    config = Path(folder) / "config.json"
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and values.get("model_type") == HfZipConfig.model_type
+
+
+def for_task(model: PreTrainedModel, task: str) -> PreTrainedModel:
+    """Returns a single-task model: of the same class, with what one task needs.
+
+    Args:
+        model: A merge, as assembled or as loaded; left unchanged.
+        task: Name of one of its tasks.
+
+    Raises:
+        HfZipError: The model is not a merge, or has no such task.
+    """
+    if not isinstance(model, HfZipForImageClassification):
+        return task_model(model, task)
+    merge_record(model.config)
+    tasks = {entry["name"]: entry for entry in model.config.tasks}
+    if task not in tasks:
+        raise unknown("task", task, tasks)
+    entry, config = tasks[task], copy.deepcopy(model.config)
+    if config.slices and len(entry["members"]) < len(config.tails):
+        raise HfZipError(
+            "a merge at depth 0 shares nothing, so there is nothing to cut a task out of; use the "
+            f"source of task {task!r} itself"
+        )
+    labels = [str(label).removeprefix(f"{task}/") for label in entry["labels"]]
+    config.tails = [config.tails[member] for member in entry["members"]]
+    members = list(range(len(config.tails)))
+    config.tasks = [{**entry, "labels": labels, "start": 0, "members": members}]
+    set_labels(config, labels)
+    setattr(config, CONFIG_KEY, {**merge_record(model.config), "tasks": config.tasks})
+    with torch.random.fork_rng(devices=[]):
+        single = HfZipForImageClassification(config)
+    places = {f"tails.{old}.": f"tails.{new}." for new, old in enumerate(entry["members"])}
+    state = {}
+    for name, parameter in model.named_parameters():
+        old = next((place for place in places if name.startswith(place)), None)
+        if old is not None:
+            state[places[old] + name.removeprefix(old)] = parameter.detach()
+        elif not name.startswith("tails."):
+            state[name] = parameter.detach()
+    load_parameters(single, state)
+    return single.to(model.dtype).eval()

@@ -1,0 +1,17 @@
+"""The model of a partial zip. Importing this lets transformers' auto classes find it.
+
+The two modules beside this file import nothing of hf_zip: they travel with a checkpoint, which so
+loads without hf_zip through `trust_remote_code=True`.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+from hf_zip.modeling.configuration_hf_zip import HfZipConfig
+from hf_zip.modeling.modeling_hf_zip import HfZipForImageClassification
+
+AutoConfig.register(HfZipConfig.model_type, HfZipConfig, exist_ok=True)
+AutoModel.register(HfZipConfig, HfZipForImageClassification, exist_ok=True)
+AutoModelForImageClassification.register(HfZipConfig, HfZipForImageClassification, exist_ok=True)
+HfZipForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+__all__ = ["HfZipConfig", "HfZipForImageClassification"]

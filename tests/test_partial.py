@@ -1,0 +1,260 @@
+"""Partial zips: a shared trunk, one tail per source."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+import hf_zip
+from hf_zip.errors import HfZipError
+from hf_zip.merged import for_task, is_partial, load_merge
+from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
+from tests.data import random_images
+from tests.models import images, processor, rows, vit
+
+DEPTH = 2
+
+
+@pytest.fixture(scope="module")
+def parents():
+    return [vit(3, seed=1, num_hidden_layers=DEPTH), vit(2, seed=2, num_hidden_layers=DEPTH)]
+
+
+def merge(models, stop_at, method="permute", **more):
+    calibration = images(models[0], 64, seed=9)["pixel_values"]
+    return hf_zip.merge(
+        models,
+        method=method,
+        tasks=more.pop("tasks", ["a", "b"]),
+        calibration=None if method == "average" else calibration,
+        stop_at=stop_at,
+        force=True,
+        progress=False,
+        **more,
+    )
+
+
+def logits(model, count=6, **more):
+    with torch.inference_mode():
+        return model.eval()(**images(model, count, seed=4), **more).logits
+
+
+def ensemble(models):
+    return torch.cat([logits(model) for model in models], dim=1)
+
+
+@pytest.mark.parametrize("method", ["average", "permute", "zipit", "zipfit"])
+def test_depth_0_is_the_ensemble(parents, method):
+    model = merge(parents, 0, method).model
+    torch.testing.assert_close(logits(model), ensemble(parents))
+
+
+@pytest.mark.parametrize("method", ["permute", "zipit", "zipfit"])
+def test_full_depth_is_the_full_merge(parents, method):
+    full, deep = merge(parents, None, method).model, merge(parents, DEPTH, method).model
+    assert type(deep) is type(parents[0])
+    assert torch.equal(logits(full), logits(deep))
+
+
+@pytest.mark.parametrize("method", ["average", "permute", "zipit", "zipfit"])
+def test_half_depth_shares_the_first_blocks_and_keeps_the_others(parents, method):
+    model = merge(parents, 1, method).model
+    assert isinstance(model, HfZipForImageClassification)
+    assert len(model.trunk.layers) == 1
+    for tail, parent in zip(model.tails, parents, strict=True):
+        assert torch.equal(tail.blocks.layers[0].mlp.fc1.weight, parent.vit.layers[1].mlp.fc1.weight)
+        assert torch.equal(tail.classifier.weight, parent.classifier.weight)
+
+
+def test_a_copy_costs_nothing_at_any_depth(parents):
+    twins = [parents[0], parents[0]]
+    for depth in range(DEPTH):
+        model = merge(twins, depth, tasks=["a", "b"]).model
+        expected = logits(parents[0])
+        torch.testing.assert_close(
+            logits(model, task="b"), expected, rtol=0, atol=2e-2 * float(expected.abs().max())
+        )
+
+
+def test_one_task_is_a_part_of_all(parents):
+    model = merge(parents, 1).model
+    both = logits(model)
+    assert torch.equal(logits(model, task="a"), both[:, :3])
+    assert torch.equal(logits(model, task="b"), both[:, 3:])
+    with pytest.raises(ValueError, match="unknown task 'c'; this model knows: a, b"):
+        logits(model, task="c")
+
+
+def test_two_models_of_one_task_answer_with_their_mean():
+    a, b = vit(2, seed=1, names=["cat", "dog"]), vit(2, seed=2, names=["dog", "cat"])
+    model = merge([a, b], 0, tasks=["pets", "pets"]).model
+    torch.testing.assert_close(logits(model), (logits(a) + logits(b)[:, [1, 0]]) / 2)
+
+
+def test_labels_give_a_loss(parents):
+    model = merge(parents, 1).model
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    out = model(**images(model, 6, seed=4), labels=labels)
+    torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(out.logits, labels))
+    own = model(**images(model, 6, seed=4), labels=labels % 2, task="b")
+    torch.testing.assert_close(own.loss, torch.nn.functional.cross_entropy(own.logits, labels % 2))
+
+
+def test_return_dict_false_is_a_tuple(parents):
+    model = merge(parents, 1).model
+    (found,) = model(**images(model, 6, seed=4), return_dict=False)
+    torch.testing.assert_close(found, logits(model))
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForImageClassification])
+def test_saved_and_loaded_by_an_auto_class(parents, tmp_path, depth, auto):
+    model = merge(parents, depth, out=tmp_path / "out").model
+    reloaded = auto.from_pretrained(tmp_path / "out")
+    assert type(reloaded) is HfZipForImageClassification
+    assert torch.equal(logits(reloaded), logits(model))
+
+
+def test_loaded_without_hf_zip_through_remote_code(parents, tmp_path):
+    model = merge(parents, 1, processor=processor(), out=tmp_path / "out").model
+    random_images(1)[0].save(tmp_path / "image.png")
+    torch.save(images(model, 6, seed=4), tmp_path / "inputs.pt")
+    code = f"""
+import sys
+sys.modules["hf_zip"] = None
+import torch
+from transformers import AutoModelForImageClassification, pipeline
+folder = {str(tmp_path / "out")!r}
+try:
+    AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code" in str(error)
+else:
+    raise AssertionError("loaded without trust")
+model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+torch.save(model(**torch.load({str(tmp_path / "inputs.pt")!r})).logits, {str(tmp_path / "o.pt")!r})
+answers = pipeline("image-classification", folder, trust_remote_code=True)(
+    {str(tmp_path / "image.png")!r}, top_k=9
+)
+assert len(answers) == 5, answers
+model.save_pretrained({str(tmp_path / "again")!r})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert torch.equal(torch.load(tmp_path / "o.pt"), logits(model))
+    assert (tmp_path / "again" / "modeling_hf_zip.py").is_file()
+
+
+def test_the_travelling_files_import_nothing_of_hf_zip(parents, tmp_path):
+    merge(parents, 1, out=tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").glob("*.py")}
+    assert files == {"configuration_hf_zip.py", "modeling_hf_zip.py"}
+    for name in files:
+        lines = (tmp_path / "out" / name).read_text().splitlines()
+        assert not [line for line in lines if re.match(r"(from|import) hf_zip", line)]
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_half_precision_and_eager_attention(parents, tmp_path, depth):
+    model = merge(parents, depth, dtype="bfloat16", out=tmp_path / "out").model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    reloaded = AutoModel.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    expected = logits(reloaded)
+    reloaded.set_attn_implementation("eager")
+    assert {tail.blocks.config._attn_implementation for tail in reloaded.tails} == {"eager"}
+    torch.testing.assert_close(logits(reloaded), expected)
+
+
+def test_a_sharded_save_loads(parents, tmp_path):
+    model = merge(parents, 1).model
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert torch.equal(logits(AutoModel.from_pretrained(tmp_path)), logits(model))
+
+
+def test_it_exports(parents):
+    model = merge(parents, 1).model
+    inputs = images(model, 6, seed=4)
+    program = torch.export.export(model, (), inputs)
+    torch.testing.assert_close(program.module()(**inputs).logits, logits(model))
+
+
+def test_trainer_evaluates_it(parents, tmp_path):
+    model = merge(parents, 1).model
+    data = [{**row, "labels": i % 5} for i, row in enumerate(rows(images(model, 10)))]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True
+    )
+    metrics = Trainer(model, arguments, eval_dataset=data).evaluate()
+    with torch.inference_mode():
+        labels = torch.tensor([row["labels"] for row in data])
+        expected = model(**images(model, 10), labels=labels).loss
+    assert metrics["eval_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_pipeline_with_hf_zip(parents, tmp_path):
+    merge(parents, 1, processor=processor(), out=tmp_path / "out")
+    model, own = load_merge(tmp_path / "out")
+    classify = pipeline("image-classification", model=model, image_processor=own)
+    assert len(classify(random_images(1)[0], top_k=9)) == 5
+
+
+def test_one_tasks_model_is_smaller_and_answers_alike(parents, tmp_path):
+    model = merge(parents, 1).model
+    single = for_task(model, "b")
+    assert len(single.tails) == 1
+    assert list(single.config.id2label.values()) == list(parents[1].config.id2label.values())
+    torch.testing.assert_close(logits(single), logits(model, task="b"))
+    assert len(model.tails) == 2
+    with pytest.raises(HfZipError, match="unknown task 'c'"):
+        for_task(model, "c")
+    with pytest.raises(HfZipError, match="shares nothing"):
+        for_task(merge(parents, 0).model, "b")
+
+
+def test_the_report_says_how_well_the_tails_read_the_trunk(parents):
+    report = merge(parents, 1).report
+    shares = {k: v for k, v in report.explained.items() if k.startswith("unmerge.")}
+    assert len(shares) == 2
+    assert all(0 < share <= 1 for share in shares.values())
+
+
+def test_a_folder_is_told_apart(parents, tmp_path):
+    merge(parents, 1, out=tmp_path / "partial")
+    merge(parents, None, out=tmp_path / "full")
+    assert is_partial(tmp_path / "partial")
+    assert not is_partial(tmp_path / "full")
+    assert not is_partial(tmp_path)
+    assert json.loads((tmp_path / "partial" / "config.json").read_text())["hf_zip"]["tasks"]
+
+
+def test_a_config_without_values_is_a_config():
+    assert HfZipConfig().trunk_config.model_type == "vit"
+
+
+def test_models_with_several_heads_are_refused(parents):
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
+
+    config = DeiTConfig(
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=20,
+        image_size=8,
+        patch_size=4,
+        id2label={0: "x", 1: "y"},
+        label2id={"x": 0, "y": 1},
+    )
+    model = DeiTForImageClassificationWithTeacher(config)
+    with pytest.raises(HfZipError, match="only image classifiers with one head"):
+        merge([model, model], 1, tasks=["a", "a"])
