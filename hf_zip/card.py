@@ -41,6 +41,7 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
     title = repo_id.split("/")[-1] if repo_id else " and ".join(_names(report.sources))
     part = next((part for part in _PIPELINES if part in report.architecture), "")
     pipeline = _PIPELINES.get(part)
+    partial = report.architecture.startswith("HfZip")
     return (
         _environment(report)
         .get_template("model_card.md")
@@ -64,6 +65,9 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             better=_better_than_merge(report.evaluation),
             not_evaluated=_not_evaluated(report),
             correlation=_correlation(report.matching),
+            explained=_least_explained(report.explained),
+            partial=partial,
+            trust=", trust_remote_code=True" if partial else "",
         )
     )
 
@@ -190,6 +194,11 @@ def _better_than_merge(evaluation: Evaluation | None) -> list[Row]:
 
 def _exceeds(accuracy: float | None, other: float | None) -> bool:
     return accuracy is not None and other is not None and accuracy > other
+
+
+def _least_explained(explained: Mapping[str, float]) -> tuple[str, float] | None:
+    """Where the merged features hold least of the sources', and how much; nothing if not known."""
+    return min(explained.items(), key=lambda item: item[1]) if explained else None
 
 
 def _not_evaluated(report: Report) -> list[str]:

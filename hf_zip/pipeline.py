@@ -133,7 +133,9 @@ def merge(
     resolved = _resolved(recipe, prepared, options)
     record = {"merge_method": chosen.name, "parameters": resolved.to_dict()["parameters"]}
     model, merged = _assemble(merged, prepared, record, recipe)
-    report = _report(resolved, prepared, chosen, merged, accelerator, time.perf_counter() - started)
+    report = _report(
+        model, resolved, prepared, chosen, merged, accelerator, time.perf_counter() - started
+    )
     result = MergeResult(
         model, report, resolved, prepared.sources[0].processor, accelerator.is_main_process
     )
@@ -247,6 +249,7 @@ def _pinned(reference: str, source: Source) -> str:
 
 
 def _report(
+    model: PreTrainedModel,
     recipe: Recipe,
     prepared: Prepared,
     method: MergeMethod,
@@ -257,7 +260,7 @@ def _report(
     processor = prepared.sources[0].processor
     verdict = prepared.findings.initialisation
     return Report(
-        architecture=type(prepared.sources[0].model).__name__,
+        architecture=type(model).__name__,
         recipe=recipe.to_dict(),
         sources=tuple(
             SourceRecord.of(replace(source, task=spec.task))

@@ -22,11 +22,11 @@ from hf_zip.tasks import Task, labels_of, says_nothing
 _SUGGESTIONS: dict[Initialisation, str] = {
     "shared": "average: the models' weights are alike part by part, so their mean makes sense",
     "different": (
-        "zipit: the models' weights are unrelated part by part, so their mean is noise; zipit "
-        "matches features by what they do on calibration inputs"
+        "zipfit: the models' weights are unrelated part by part, so their mean is noise; zipfit "
+        "solves every layer again for what the models do on calibration inputs"
     ),
     "unclear": (
-        "compare zipit with average on evaluation data: the models' weights are neither clearly "
+        "compare zipfit with average on evaluation data: the models' weights are neither clearly "
         "alike nor clearly unrelated"
     ),
 }
@@ -175,7 +175,7 @@ def _initialisation(pairs: Sequence[PairSimilarity], method: str, force: bool) -
             yield refused(
                 "initialisation",
                 f"{problem} unrelated (cosines: {cosines})",
-                "Use zipit, which matches features first",
+                "Use zipfit, which solves every layer again",
                 f"{method} is used all the same",
                 force,
             )

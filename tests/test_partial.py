@@ -258,3 +258,22 @@ def test_models_with_several_heads_are_refused(parents):
     model = DeiTForImageClassificationWithTeacher(config)
     with pytest.raises(HfZipError, match="only image classifiers with one head"):
         merge([model, model], 1, tasks=["a", "a"])
+
+
+def test_the_card_says_that_blocks_are_shared_and_how_to_load(parents, tmp_path):
+    merge(parents, 1, processor=processor(), out=tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "The first block is shared" in card
+    assert "One `HfZipForImageClassification`" in card
+    assert "pipeline_tag: image-classification" in card
+    assert "of the energy of the sources'" in card
+    random_images(1)[0].save(tmp_path / "out" / "image.png")
+    for code in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+        hidden = "import sys\nsys.modules['hf_zip'] = None\n" + code
+        result = subprocess.run(
+            [sys.executable, "-c", hidden], cwd=tmp_path / "out", capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+    full = merge(parents, None, processor=processor(), out=tmp_path / "full")
+    assert "trust_remote_code" not in (tmp_path / "full" / "README.md").read_text()
+    assert full.report.architecture == "ViTForImageClassification"

@@ -59,7 +59,7 @@ def test_models_that_fit():
 def test_different_initialisations():
     found = check(vit(hidden_size=48, seed=1), vit(hidden_size=48, seed=2))
     assert found.initialisation == "different"
-    assert found.suggestion.startswith("zipit: ")
+    assert found.suggestion.startswith("zipfit: ")
     assert codes(found, "warning") == []
 
 
@@ -71,7 +71,7 @@ def test_a_permuted_copy_counts_as_different():
 def test_in_between_is_unclear():
     found = check(vit(), finetuned(vit(), 1, amount=1.0))
     assert found.initialisation == "unclear"
-    assert found.suggestion.startswith("compare zipit with average")
+    assert found.suggestion.startswith("compare zipfit with average")
 
 
 # Similarity.
@@ -300,7 +300,7 @@ def test_a_method_for_shared_initialisations():
     different = vit(hidden_size=48, seed=1), vit(hidden_size=48, seed=2)
     text = (
         r"average is for models that .* 'model 0' and 'model 1' are unrelated \(cosines: query "
-        r".*, embeddings .*\)\. Use zipit, which matches features first, or pass --force"
+        r".*, embeddings .*\)\. Use zipfit, which solves every layer again, or pass --force"
     )
     with pytest.raises(HfZipError, match=text):
         check(*different, needs_shared_init=True, method="average")
