@@ -65,7 +65,16 @@ def merge(
         list[str] | None, typer.Option(help="Name of a model's task; once per model, in order.")
     ] = None,
     stop_at: Annotated[
-        int | None, typer.Option(help="Number of blocks to share; all if left out.")
+        str | None,
+        typer.Option(help="Number of blocks to share, or auto (see --budget); all if left out."),
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="parameters=X | explained=X",
+            help="For --stop-at auto: at most X times one model's parameters, or at least a share "
+            "X of every model explained.",
+        ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Precision of the written weights.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
@@ -86,6 +95,7 @@ def merge(
         "--base": base,
         "--task": task,
         "--stop-at": stop_at,
+        "--budget": budget,
         "--dtype": dtype,
         "--seed": seed,
     }
@@ -117,6 +127,30 @@ def evaluate(
     report = reevaluate(folder, _evaluation_specs(evaluation) if evaluation else None, force=force)
     if report.evaluation is not None:
         typer.echo(table(report.evaluation))
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE.yaml", help="The merge.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for table, data and plot.")],
+    depths: Annotated[
+        str | None, typer.Option(metavar="0,2,4", help="Numbers of shared blocks; all if left out.")
+    ] = None,
+    sizes: Annotated[
+        str | None, typer.Option(metavar="0.5,1,2", help="Sizes relative to one model, instead.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on despite a finding that may be forced.")
+    ] = False,
+) -> None:
+    """Measure a merge at several depths or sizes: accuracy against parameters and MACs."""
+    from hf_zip.recipe import Recipe
+    from hf_zip.sweep import sweep as run
+    from hf_zip.tables import table
+
+    numbers = (_numbers("--depths", depths, int), _numbers("--sizes", sizes, float))
+    typer.echo(table(run(Recipe.from_yaml(recipe), out, *numbers, force=force)))
+    typer.echo(f"wrote {out}")
 
 
 @app.command()
@@ -213,12 +247,37 @@ def _recipe(models: list[str], options: dict[str, Any]) -> "Recipe":
             {"model": model, "task": task} for model, task in zip(models, tasks, strict=True)
         ],
         "base_model": options["--base"],
-        "stop_at": options["--stop-at"],
+        "stop_at": _depth(options["--stop-at"]),
+        "budget": _budget(options["--budget"]),
         "calibration": _calibration(options["--calibration"], options["--samples"]),
         "evaluation": _evaluation_specs(options["--evaluation"] or []),
         **{key: options[f"--{key}"] for key in ("dtype", "seed") if f"--{key}" in given},
     }
     return Recipe.from_dict(values)
+
+
+def _numbers(option: str, text: str | None, kind: type) -> list[Any] | None:
+    try:
+        return None if text is None else [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise HfZipError(f"{option} takes numbers with commas between, not {text!r}") from error
+
+
+def _depth(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdigit() else text
+
+
+def _budget(texts: list[str] | None) -> dict[str, float] | None:
+    if texts is None:
+        return None
+    budget = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            budget[name] = float(value)
+        except ValueError as error:
+            raise HfZipError(f"--budget takes parameters=X or explained=X, not {text!r}") from error
+    return budget
 
 
 def _calibration(data: list[str] | None, samples: int | None) -> dict[str, Any] | None:

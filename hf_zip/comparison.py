@@ -11,6 +11,8 @@ from hf_zip.assemble import assemble
 from hf_zip.candidates import Candidate, ensemble, merged, one_trunk, parent
 from hf_zip.evaluate import Evaluation, evaluate
 from hf_zip.methods import MergeInputs, WeightOptions, method_named
+from hf_zip.preparation import Prepared
+from hf_zip.request import Request
 from hf_zip.sources import Source
 from hf_zip.tasks import Task
 
@@ -33,7 +35,7 @@ def compare(
 
     Args:
         model: The merged model.
-        method: The name of its method.
+        method: The name of its method, or what else it should be called.
         sources: Its sources.
         tasks: Its tasks.
         inputs: What its method worked on, for the plain average of the same parameters.
@@ -64,6 +66,32 @@ def compare(
         candidates.append(merged(other, tasks, name))
     candidates.append(merged(model, tasks, method))
     return evaluate(candidates, tasks, data, batch_size, accelerator, progress, skipped)
+
+
+def measure(
+    model: PreTrainedModel,
+    request: Request,
+    prepared: Prepared,
+    others: Mapping[str, PreTrainedModel] | None = None,
+    name: str = "",
+) -> Evaluation:
+    """Returns what `compare` finds for a prepared merge, on the evaluation data of its request."""
+    runtime = prepared.inputs.runtime
+    sizes = [spec.batch_size for spec in request.recipe.evaluation]
+    return compare(
+        model,
+        name or request.recipe.merge_method,
+        prepared.sources,
+        prepared.tasks,
+        prepared.inputs,
+        prepared.evaluation,
+        runtime.calibration,
+        runtime.batch_size,
+        max(sizes, default=64),
+        runtime.accelerator,
+        runtime.progress,
+        others,
+    )
 
 
 def _average(sources: Sequence[Source], tasks: Sequence[Task], inputs: MergeInputs) -> Candidate:

@@ -60,7 +60,7 @@ def assemble_partial(
             f"only image classifiers with one head can share some of their blocks, but "
             f"{type(sources[0]).__name__} has {len(heads)} heads; leave stop_at out"
         )
-    config = _config(merged, runtime, tasks, record, depth, dtype)
+    config = partial_config(merged, runtime, tasks, record, depth, dtype)
     with torch.random.fork_rng(devices=[]):
         model = HfZipForImageClassification(config).eval()
     state = _trunk(merged, runtime, depth)
@@ -75,7 +75,7 @@ def assemble_partial(
     return model.to(dtype), explained
 
 
-def _config(
+def partial_config(
     merged: Merged,
     runtime: Runtime,
     tasks: Sequence[Task],
@@ -83,6 +83,7 @@ def _config(
     depth: int,
     dtype: torch.dtype,
 ) -> HfZipConfig:
+    """Returns the config of a partial zip; the arguments are those of `assemble_partial`."""
     native = runtime.models[0].config
     count = len(runtime.models)
     tail, trunk = (_bare(native) for _ in range(2))

@@ -2,37 +2,25 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from hf_zip.assemble import assemble
-from hf_zip.card import render_card
 from hf_zip.collect import make_accelerator
-from hf_zip.comparison import compare
+from hf_zip.comparison import measure
 from hf_zip.errors import HfZipError
-from hf_zip.evaluate import Evaluation
+from hf_zip.execution import build_model, resolve_depth, run_method
 from hf_zip.merged import for_task, load_merge
-from hf_zip.methods import Merged, MergeMethod, method_named
-from hf_zip.partial import assemble_partial
-from hf_zip.preparation import Prepared, check_needs, covariances, prepare
+from hf_zip.methods import method_named
+from hf_zip.preparation import check_needs, prepare
 from hf_zip.recipe import Recipe, build
-from hf_zip.report import (
-    REPORT_NAME,
-    MethodRecord,
-    Report,
-    SourceRecord,
-    TaskRecord,
-    read,
-    versions,
-)
+from hf_zip.record import file_texts, make_report, refresh, resolved_recipe
+from hf_zip.report import Report, read
 from hf_zip.request import Request, read_request
-from hf_zip.save import MARKER, check_replaceable, save_checked, write_text
-from hf_zip.sources import Source
+from hf_zip.save import MARKER, check_replaceable, save_checked
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class MergeResult:
                 not load again as the same model.
         """
         if self.is_main_process:
-            save_checked(self.model, folder, self.processor, _texts(self.recipe, self.report))
+            save_checked(self.model, folder, self.processor, file_texts(self.recipe, self.report))
 
     def for_task(self, task: str) -> PreTrainedModel:
         """Returns a single-task model.
@@ -124,17 +112,16 @@ def merge(
     accelerator = make_accelerator()
     started = time.perf_counter()
     prepared = prepare(request, chosen, force, accelerator, progress)
-    inputs = prepared.inputs
-    if chosen.requires.covariances:
-        inputs = replace(inputs, covariances=covariances(inputs))
-    merged = chosen.run(inputs, options)
-    for source in prepared.sources:
-        source.model.cpu()
-    resolved = _resolved(recipe, prepared, options)
+    merged = run_method(chosen, prepared, options)
+    depth, curve = resolve_depth(recipe, merged, prepared)
+    resolved = resolved_recipe(recipe, prepared, options, depth)
     record = {"merge_method": chosen.name, "parameters": resolved.to_dict()["parameters"]}
-    model, merged = _assemble(merged, prepared, record, recipe)
-    report = _report(
-        model, resolved, prepared, chosen, merged, accelerator, time.perf_counter() - started
+    model, unmerged = build_model(merged, prepared, record, depth, getattr(torch, recipe.dtype))
+    report = make_report(model, resolved, prepared, chosen, merged, unmerged, curve)
+    report = replace(
+        report,
+        seconds=time.perf_counter() - started,
+        num_processes=accelerator.num_processes,
     )
     result = MergeResult(
         model, report, resolved, prepared.sources[0].processor, accelerator.is_main_process
@@ -142,10 +129,10 @@ def merge(
     if out is not None:
         result.save_pretrained(out)
     if request.evaluates:
-        measured = _evaluate(model, request, prepared, accelerator, progress)
+        measured = measure(model, request, prepared)
         result = replace(result, report=replace(report, evaluation=measured))
         if out is not None and result.is_main_process:
-            _refresh(Path(out), resolved, result.report)
+            refresh(Path(out), resolved, result.report)
     accelerator.wait_for_everyone()
     return result
 
@@ -182,10 +169,10 @@ def reevaluate(
     accelerator = make_accelerator()
     prepared = prepare(request, method_named(recipe.merge_method), force, accelerator, progress)
     model, _ = load_merge(folder)
-    measured = _evaluate(model, request, prepared, accelerator, progress)
+    measured = measure(model, request, prepared)
     report = replace(read(folder), evaluation=measured, recipe=recipe.to_dict())
     if accelerator.is_main_process:
-        _refresh(folder, recipe, report)
+        refresh(folder, recipe, report)
     accelerator.wait_for_everyone()
     return report
 
@@ -203,117 +190,3 @@ def export(folder: str | Path, task: str, out: str | Path) -> None:
     """
     model, processor = load_merge(folder)
     save_checked(for_task(model, task), out, processor)
-
-
-def _assemble(
-    merged: Merged, prepared: Prepared, record: Mapping[str, Any], recipe: Recipe
-) -> tuple[PreTrainedModel, Merged]:
-    """Returns the merged model, native or partial, and the result with all that is known of it."""
-    native, dtype = prepared.sources[0].model, getattr(torch, recipe.dtype)
-    depth = recipe.stop_at
-    if depth is None or depth == native.config.num_hidden_layers:
-        return assemble(merged, native, prepared.tasks, record, dtype), merged
-    model, explained = assemble_partial(
-        merged, prepared.inputs.runtime, prepared.tasks, record, depth, dtype
-    )
-    unmerged = {
-        f"unmerge.{source.name}": share
-        for source, share in zip(prepared.sources, explained, strict=False)
-    }
-    known = {**merged.provenance.get("explained", {}), **unmerged}
-    return model, replace(merged, provenance={**merged.provenance, "explained": known})
-
-
-def _resolved(recipe: Recipe, prepared: Prepared, options: Any) -> Recipe:
-    """Returns the recipe with every default, task and revision written out."""
-    names = {i: task.name for task in prepared.tasks for i in task.members}
-    return replace(
-        recipe,
-        models=tuple(
-            replace(
-                spec,
-                model=_pinned(spec.model, source),
-                task=names.get(i),
-                parameters=asdict(chosen),
-            )
-            for i, (spec, source, chosen) in enumerate(
-                zip(recipe.models, prepared.sources, prepared.inputs.model_options, strict=True)
-            )
-        ),
-        parameters=asdict(options),
-    )
-
-
-def _pinned(reference: str, source: Source) -> str:
-    return f"{reference.partition('@')[0]}@{source.revision}" if source.revision else reference
-
-
-def _report(
-    model: PreTrainedModel,
-    recipe: Recipe,
-    prepared: Prepared,
-    method: MergeMethod,
-    merged: Merged,
-    accelerator: Accelerator,
-    seconds: float,
-) -> Report:
-    processor = prepared.sources[0].processor
-    verdict = prepared.findings.initialisation
-    return Report(
-        architecture=type(model).__name__,
-        recipe=recipe.to_dict(),
-        sources=tuple(
-            SourceRecord.of(replace(source, task=spec.task))
-            for source, spec in zip(prepared.sources, recipe.models, strict=True)
-        ),
-        tasks=tuple(TaskRecord.of(task) for task in prepared.tasks),
-        method=MethodRecord(method.name, method.title, method.reference),
-        versions=versions(),
-        seconds=seconds,
-        num_processes=accelerator.num_processes,
-        dtype=recipe.dtype,
-        processor=type(processor).__name__ if processor is not None else None,
-        shared_init={"shared": True, "different": False}.get(verdict),
-        findings=tuple(finding.message for finding in prepared.findings.findings),
-        matching=merged.provenance.get("matched_correlation", {}),
-        explained=merged.provenance.get("explained", {}),
-        calibration=getattr(prepared.inputs.runtime.calibration, "description", None),
-    )
-
-
-def _texts(recipe: Recipe, report: Report) -> dict[str, str]:
-    """Returns the files that stand beside a merged model."""
-    used = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    return {
-        MARKER: f"# merged with {used}\n{recipe.to_yaml()}",
-        REPORT_NAME: report.to_json(),
-        "README.md": render_card(report),
-    }
-
-
-def _refresh(folder: Path, recipe: Recipe, report: Report) -> None:
-    for name, text in _texts(recipe, report).items():
-        write_text(folder / name, text)
-
-
-def _evaluate(
-    model: PreTrainedModel,
-    request: Request,
-    prepared: Prepared,
-    accelerator: Accelerator,
-    progress: bool,
-) -> Evaluation:
-    sizes = [spec.batch_size for spec in request.recipe.evaluation]
-    return compare(
-        model,
-        request.recipe.merge_method,
-        prepared.sources,
-        prepared.tasks,
-        prepared.inputs,
-        prepared.evaluation,
-        prepared.inputs.runtime.calibration,
-        prepared.inputs.runtime.batch_size,
-        max(sizes, default=64),
-        accelerator,
-        progress,
-    )

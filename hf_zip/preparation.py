@@ -143,7 +143,7 @@ def covariances(inputs: MergeInputs) -> dict[str, tuple[torch.Tensor, ...]]:
 
 def _check_depth(recipe: Recipe, model: PreTrainedModel) -> None:
     depth = model.config.num_hidden_layers
-    if recipe.stop_at is not None and recipe.stop_at > depth:
+    if isinstance(recipe.stop_at, int) and recipe.stop_at > depth:
         raise HfZipError(
             f"stop_at is {recipe.stop_at}, but {type(model).__name__} has {depth} blocks; give the "
             f"number of blocks to share, from 0 to {depth}, or leave it out to share all"

@@ -57,6 +57,27 @@ class CalibrationSpec:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What decides the depth of a merge with `stop_at: auto`.
+
+    Args:
+        parameters: The merge may have so many times the parameters of one source.
+        explained: Each source's stream must be explained by the merged one to so much, in (0, 1],
+            on calibration inputs that were held out.
+    """
+
+    parameters: float | None = None
+    explained: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.parameters is not None and self.parameters <= 0:
+            raise HfZipError(f"budget.parameters is {self.parameters}; it should be positive")
+        if self.explained is not None and not 0 < self.explained <= 1:
+            raise HfZipError(f"budget.explained is {self.explained}; it should be in (0, 1]")
+
+
+@dataclass(frozen=True)
 class EvaluationSpec:
     """Labelled inputs of one task.
 
@@ -98,7 +119,9 @@ class Recipe:
         base_model: The model that the others were fine-tuned from, for methods that need it.
         parameters: Options of the merge method.
         dtype: Precision of the written weights. The mathematics is float32 or better.
-        stop_at: Number of transformer blocks that are shared; left out, all of them.
+        stop_at: Number of transformer blocks that are shared; left out, all of them; `auto`
+            chooses by the budget.
+        budget: What the merge may cost or must keep, for `stop_at: auto`.
         calibration: Unlabelled data, for methods that need it and for the evaluation's controls.
         evaluation: Labelled data, one entry per task, or several.
         seed: Decides every random choice.
@@ -109,7 +132,8 @@ class Recipe:
     base_model: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
-    stop_at: int | None = None
+    stop_at: int | Literal["auto"] | None = None
+    budget: Budget | None = None
     calibration: CalibrationSpec | None = None
     evaluation: tuple[EvaluationSpec, ...] = ()
     seed: int = 0
@@ -120,7 +144,11 @@ class Recipe:
             raise HfZipError("the recipe names no models; list at least two under 'models'")
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
-        if self.stop_at is not None:
+        if self.budget is not None and self.stop_at != "auto":
+            raise HfZipError(
+                f"a budget chooses the depth, but stop_at is {self.stop_at}; use stop_at: auto"
+            )
+        if isinstance(self.stop_at, int):
             _at_least("stop_at", self.stop_at, 0)
 
     @classmethod
@@ -244,8 +272,11 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin in (Union, UnionType):
         if value is None:
             return None
-        (hint,) = (arg for arg in get_args(hint) if arg is not type(None))
-        return _value(hint, value, where)
+        hints = [arg for arg in get_args(hint) if arg is not type(None)]
+        words = [arg for arg in hints if get_origin(arg) is Literal]
+        # A number or one of a few words: what is text should be one of the words.
+        chosen = words[0] if words and isinstance(value, str) else hints[0]
+        return _value(chosen, value, where)
     if origin is Literal:
         if value not in get_args(hint):
             raise unknown(where, str(value), get_args(hint))

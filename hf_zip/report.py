@@ -107,6 +107,8 @@ class Report:
             a method that matches none.
         explained: Share of the sources' features that the merged ones hold, in [0, 1], by place;
             nothing for a method that fits none.
+        depths: The depths that `stop_at: auto` chose from: `blocks`, what each source is
+            `explained` to on held-out inputs, and `parameters`.
         calibration: Where the calibration inputs come from, as they describe themselves; nothing
             where there were none.
         evaluation: What was measured; nothing before that.
@@ -130,6 +132,7 @@ class Report:
     findings: tuple[str, ...] = ()
     matching: Mapping[str, float] = field(default_factory=dict)
     explained: Mapping[str, float] = field(default_factory=dict)
+    depths: tuple[Mapping[str, Any], ...] = ()
     calibration: Mapping[str, Any] | None = None
     evaluation: Evaluation | None = None
     schema_version: int = SCHEMA_VERSION

@@ -198,7 +198,7 @@ def test_inspect_shows_groups_diagnosis_and_suggestion(run):
         "stream: 1 x 12 features",
         "value: 2 x 12 features in 3 heads",
         "different",
-        "zipit",
+        "zipfit",
     ):
         assert word in result.output
     assert "class" not in run("inspect", "pets").output

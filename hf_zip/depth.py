@@ -1,0 +1,171 @@
+"""How deep a merge should share: what each depth costs, and how much of the sources it keeps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from hf_zip.assemble import assemble
+from hf_zip.collect import Observation, collect
+from hf_zip.errors import HfZipError
+from hf_zip.groups import Tap, base_name
+from hf_zip.methods import Merged, Runtime
+from hf_zip.modeling import HfZipForImageClassification
+from hf_zip.partial import partial_config
+from hf_zip.recipe import Budget
+from hf_zip.refit import ridge
+from hf_zip.statistics.covariance import Covariance
+from hf_zip.tasks import Task
+
+HELD_OUT = 5  # every fifth calibration input judges what the others fitted
+
+
+@dataclass(frozen=True)
+class Depth:
+    """One way to share.
+
+    Args:
+        blocks: Number of shared blocks.
+        explained: For each source, the share of its stream's variance after that many blocks that a
+            linear map of the merged stream explains on inputs it was not fitted to; 1 at most.
+        parameters: Number of parameters of the merged model.
+    """
+
+    blocks: int
+    explained: tuple[float, ...]
+    parameters: int
+
+
+def depth_curve(
+    merged: Merged, runtime: Runtime, tasks: Sequence[Task], penalty: float = 1e-3
+) -> tuple[Depth, ...]:
+    """Returns every depth from sharing nothing to sharing all blocks.
+
+    Four fifths of the calibration inputs fit the maps from the merged stream to each source's, and
+    the rest judges them.
+
+    Args:
+        merged: The result of a method, over all blocks.
+        runtime: The sources and their calibration inputs.
+        tasks: The tasks.
+        penalty: Ridge of the maps, as a share of the mean diagonal of the Gram.
+
+    Raises:
+        HfZipError: There are too few calibration inputs to hold some out.
+    """
+    inputs = runtime.calibration
+    if inputs is None or len(inputs) < HELD_OUT:
+        raise HfZipError(
+            "choosing the depth needs calibration inputs, at least five; give more, or a number "
+            "for stop_at"
+        )
+    full = assemble(merged, runtime.models[0], tasks, {}, runtime.models[0].dtype)
+    held_out = range(0, len(inputs), HELD_OUT)
+    fitted = [i for i in range(len(inputs)) if i % HELD_OUT]
+    moments, judged = (_moments(full, runtime, Subset(inputs, rows)) for rows in (fitted, held_out))
+    width = runtime.models[0].config.hidden_size
+    count, blocks = len(runtime.models), full.config.num_hidden_layers
+    curve = [Depth(0, (1.0,) * count, _parameters(merged, runtime, tasks, 0))]
+    for depth in range(1, blocks + 1):
+        explained = _explained(moments[depth - 1], judged[depth - 1], count, width, penalty)
+        parameters = (
+            sum(p.numel() for p in full.parameters())
+            if depth == blocks
+            else _parameters(merged, runtime, tasks, depth)
+        )
+        curve.append(Depth(depth, explained, parameters))
+    return tuple(curve)
+
+
+def choose_depth(curve: Sequence[Depth], budget: Budget, one_source: int) -> Depth:
+    """Returns the depth that a budget allows: the shallowest that is small enough, or the deepest.
+
+    Args:
+        curve: All depths, in order.
+        budget: What the merge may cost, or what it must keep.
+        one_source: Number of parameters of one source.
+
+    Raises:
+        HfZipError: The budget says nothing, or no depth fits it.
+    """
+    if budget.parameters is None and budget.explained is None:
+        raise HfZipError(
+            "stop_at: auto needs a budget, such as 'budget: {parameters: 1.5}' (times the "
+            "parameters of one source) or 'budget: {explained: 0.95}'"
+        )
+    fit = [
+        depth
+        for depth in curve
+        if (budget.parameters is None or depth.parameters <= budget.parameters * one_source)
+        and (budget.explained is None or min(depth.explained) >= budget.explained)
+    ]
+    if not fit:
+        rows = "; ".join(
+            f"{d.blocks} blocks: {d.parameters / one_source:.2f} times the parameters, explained "
+            f"{min(d.explained):.3f}"
+            for d in curve
+        )
+        raise HfZipError(f"no depth fits the budget; there are {rows}")
+    # Less sharing keeps more, so a limit on size asks for the shallowest depth that meets it.
+    return fit[-1] if budget.parameters is None else fit[0]
+
+
+def _parameters(merged: Merged, runtime: Runtime, tasks: Sequence[Task], depth: int) -> int:
+    config = partial_config(merged, runtime, tasks, {}, depth, torch.float32)
+    with torch.device("meta"):
+        return sum(p.numel() for p in HfZipForImageClassification(config).parameters())
+
+
+def _block(runtime: Runtime, model: Any, layer: int) -> str:
+    return base_name(model, runtime.adapter, f"{runtime.adapter.layers}.{layer}")
+
+
+def _moments(full: Any, runtime: Runtime, inputs: Any) -> list[Covariance]:
+    """For every block the moments of the merged stream and of all sources', side by side."""
+    models = (full, *runtime.models)
+    sizes = [model.config.hidden_size for model in models]
+    observations = [
+        Observation(
+            sum(sizes),
+            tuple((k, Tap(_block(runtime, m, layer), "output")) for k, m in enumerate(models)),
+        )
+        for layer in range(full.config.num_hidden_layers)
+    ]
+    return collect(
+        models,
+        inputs,
+        observations,
+        Covariance,
+        runtime.batch_size,
+        runtime.accelerator,
+        runtime.progress,
+    )
+
+
+def _explained(
+    fitted: Covariance, judged: Covariance, count: int, width: int, penalty: float
+) -> tuple[float, ...]:
+    covariance, mean = fitted.covariance(), fitted.mean()
+    merged = len(mean) - count * width
+    weight, bias = ridge(
+        covariance[:merged, :merged],
+        covariance[merged:, :merged],
+        mean[:merged],
+        mean[merged:],
+        penalty,
+    )
+    own, centre = judged.covariance(), judged.mean()
+    error: Tensor = (
+        own[merged:, merged:].diagonal()
+        - 2 * (weight * own[merged:, :merged]).sum(dim=1)
+        + (weight @ own[:merged, :merged] * weight).sum(dim=1)
+        + (centre[merged:] - weight @ centre[:merged] - bias).square()
+    )
+    energy = own[merged:, merged:].diagonal()
+    return tuple(
+        1 - float(error[rows].sum() / energy[rows].sum())
+        for rows in (slice(k * width, (k + 1) * width) for k in range(count))
+    )

@@ -1,0 +1,103 @@
+"""What is written beside a merged model: resolved recipe, report, card."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_zip.card import render_card
+from hf_zip.depth import Depth
+from hf_zip.methods import Merged, MergeMethod
+from hf_zip.preparation import Prepared
+from hf_zip.recipe import Recipe
+from hf_zip.report import REPORT_NAME, MethodRecord, Report, SourceRecord, TaskRecord, versions
+from hf_zip.save import MARKER, write_text
+from hf_zip.sources import Source
+
+
+def resolved_recipe(recipe: Recipe, prepared: Prepared, options: Any, depth: int | None) -> Recipe:
+    """Returns the recipe with every default, task and revision written out."""
+    names = {i: task.name for task in prepared.tasks for i in task.members}
+    return replace(
+        recipe,
+        models=tuple(
+            replace(
+                spec,
+                model=_pinned(spec.model, source),
+                task=names.get(i),
+                parameters=asdict(chosen),
+            )
+            for i, (spec, source, chosen) in enumerate(
+                zip(recipe.models, prepared.sources, prepared.inputs.model_options, strict=True)
+            )
+        ),
+        parameters=asdict(options),
+        stop_at=depth,
+        budget=None,
+    )
+
+
+def make_report(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    prepared: Prepared,
+    method: MergeMethod,
+    merged: Merged,
+    unmerged: Mapping[str, float],
+    curve: Sequence[Depth],
+) -> Report:
+    """Returns the report of a merge, but for its times and what was measured.
+
+    Args:
+        model: The merged model.
+        recipe: The resolved recipe.
+        prepared: The sources and what was found about them.
+        method: The merge method.
+        merged: Its result.
+        unmerged: What the tails of a partial zip explain of their sources.
+        curve: The depths that the merge's depth was chosen from.
+    """
+    processor = prepared.sources[0].processor
+    verdict = prepared.findings.initialisation
+    return Report(
+        architecture=type(model).__name__,
+        recipe=recipe.to_dict(),
+        sources=tuple(
+            SourceRecord.of(replace(source, task=spec.task))
+            for source, spec in zip(prepared.sources, recipe.models, strict=True)
+        ),
+        tasks=tuple(TaskRecord.of(task) for task in prepared.tasks),
+        method=MethodRecord(method.name, method.title, method.reference),
+        versions=versions(),
+        seconds=0.0,
+        dtype=recipe.dtype,
+        processor=type(processor).__name__ if processor is not None else None,
+        shared_init={"shared": True, "different": False}.get(verdict),
+        findings=tuple(finding.message for finding in prepared.findings.findings),
+        matching=merged.provenance.get("matched_correlation", {}),
+        explained={**merged.provenance.get("explained", {}), **unmerged},
+        depths=tuple(asdict(depth) for depth in curve),
+        calibration=getattr(prepared.inputs.runtime.calibration, "description", None),
+    )
+
+
+def file_texts(recipe: Recipe, report: Report) -> dict[str, str]:
+    """Returns the files that stand beside a merged model."""
+    used = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    return {
+        MARKER: f"# merged with {used}\n{recipe.to_yaml()}",
+        REPORT_NAME: report.to_json(),
+        "README.md": render_card(report),
+    }
+
+
+def refresh(folder: Path, recipe: Recipe, report: Report) -> None:
+    """Writes the files beside a merged model again, each all at once."""
+    for name, text in file_texts(recipe, report).items():
+        write_text(folder / name, text)
+
+
+def _pinned(reference: str, source: Source) -> str:
+    return f"{reference.partition('@')[0]}@{source.revision}" if source.revision else reference

@@ -1,0 +1,155 @@
+"""One merge at several depths or sizes: what each costs and keeps, as a table, data and a plot."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_zip.collect import make_accelerator
+from hf_zip.comparison import measure
+from hf_zip.errors import HfZipError
+from hf_zip.evaluate import Evaluation, Row
+from hf_zip.execution import build_model, run_method
+from hf_zip.methods import MergeMethod, method_named
+from hf_zip.preparation import Prepared, check_needs, prepare
+from hf_zip.recipe import Recipe, build
+from hf_zip.report import versions
+from hf_zip.request import Request
+from hf_zip.save import write_text
+from hf_zip.tables import markdown_table
+
+
+def sweep(
+    recipe: Recipe,
+    out: str | Path,
+    depths: Sequence[int] | None = None,
+    sizes: Sequence[float] | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Measures a merge at several depths or sizes and writes `sweep.json`, `.md` and `.png`.
+
+    The method runs once for all depths, over all blocks, and once for every size.
+
+    Args:
+        recipe: The merge; its `stop_at` is not used.
+        out: Folder for the results; made if there is none.
+        depths: Numbers of shared blocks; left out with `sizes` left out, all of them.
+        sizes: Values of the method's `size`.
+        force: Go on despite findings that may be forced.
+        progress: Show progress bars, on the main process.
+
+    Raises:
+        HfZipError: The recipe names no evaluation data, a depth is out of range, both depths and
+            sizes are given, or the method has no size.
+    """
+    method, request = method_named(recipe.merge_method), Request(recipe)
+    check_needs(method, request)
+    if not request.evaluates:
+        raise HfZipError("a sweep compares accuracies, but the recipe names no evaluation data")
+    if depths and sizes:
+        raise HfZipError("give depths or sizes to sweep over, not both")
+    accelerator = make_accelerator()
+    prepared = prepare(request, method, force, accelerator, progress)
+    if sizes:
+        models = _by_size(recipe, method, prepared, sizes)
+    else:
+        models = _by_depth(recipe, method, prepared, depths)
+    *others, (last, model) = models.items()
+    evaluation = measure(model, request, prepared, dict(others), last)
+    if accelerator.is_main_process:
+        _write(Path(out), recipe, evaluation)
+    accelerator.wait_for_everyone()
+    return evaluation
+
+
+def _by_depth(
+    recipe: Recipe, method: MergeMethod, prepared: Prepared, depths: Sequence[int] | None
+) -> dict[str, PreTrainedModel]:
+    blocks: int = prepared.sources[0].model.config.num_hidden_layers
+    chosen = sorted(set(range(blocks + 1) if depths is None else depths))
+    outside = [depth for depth in chosen if not 0 <= depth <= blocks]
+    if outside or not chosen:
+        raise HfZipError(
+            f"the depths {outside or chosen} cannot be swept over; the models have {blocks} "
+            f"blocks, so give numbers from 0 to {blocks}"
+        )
+    options = build(method.options, recipe.parameters, "parameters")
+    merged = run_method(method, prepared, options)
+    return {
+        f"{method.name}, {depth} of {blocks} blocks": build_model(
+            merged, prepared, {}, None if depth == blocks else depth, torch.float32
+        )[0]
+        for depth in chosen
+    }
+
+
+def _by_size(
+    recipe: Recipe, method: MergeMethod, prepared: Prepared, sizes: Sequence[float]
+) -> dict[str, PreTrainedModel]:
+    models = {}
+    for size in sorted(set(sizes)):
+        options = build(method.options, {**recipe.parameters, "size": size}, "parameters")
+        merged = run_method(method, prepared, options)
+        models[f"{method.name}, size {size:g}"] = build_model(
+            merged, prepared, {}, None, torch.float32
+        )[0]
+    return models
+
+
+def _write(folder: Path, recipe: Recipe, evaluation: Evaluation) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {
+        "recipe": replace(recipe, stop_at=None, budget=None).to_dict(),
+        "versions": versions(),
+        "evaluation": asdict(evaluation),
+    }
+    write_text(folder / "sweep.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / "sweep.md", markdown_table(evaluation) + "\n")
+    plot(evaluation, folder / "sweep.png")
+
+
+def plot(evaluation: Evaluation, path: Path) -> bool:
+    """Writes accuracy against parameters and multiply-accumulates; tells whether it could.
+
+    Without matplotlib (the extra `plots`) nothing is written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, cost, label in (
+        (left, "parameters", "parameters"),
+        (right, "macs", "MACs per input"),
+    ):
+        for measure_name, marker in (("mean", "o"), ("joint", "s")):
+            _line(axes, evaluation.of_kind("merge"), cost, measure_name, marker)
+        for row in (*evaluation.of_kind("ensemble"), *evaluation.of_kind("control")):
+            if row.mean is not None:
+                point = (getattr(row, cost), 100 * row.mean)
+                axes.plot(*point, "k+")
+                axes.annotate(
+                    row.name, point, fontsize=7, textcoords="offset points", xytext=(4, -9)
+                )
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    left.set_ylabel("accuracy, %")
+    left.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def _line(axes: Any, rows: Sequence[Row], cost: str, name: str, marker: str) -> None:
+    points = sorted(
+        (getattr(row, cost), 100 * getattr(row, name))
+        for row in rows
+        if getattr(row, name) is not None
+    )
+    if points:
+        axes.plot(*zip(*points, strict=True), marker=marker, label=f"{name} accuracy")
