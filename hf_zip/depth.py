@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Subset
 
 from hf_zip.assemble import assemble
@@ -14,7 +13,7 @@ from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, base_name
 from hf_zip.methods import Merged, Runtime
 from hf_zip.modeling import HfZipForImageClassification
-from hf_zip.partial import partial_config
+from hf_zip.partial import explained_shares, partial_config
 from hf_zip.recipe import Budget
 from hf_zip.refit import ridge
 from hf_zip.statistics.covariance import Covariance
@@ -157,15 +156,4 @@ def _explained(
         mean[merged:],
         penalty,
     )
-    own, centre = judged.covariance(), judged.mean()
-    error: Tensor = (
-        own[merged:, merged:].diagonal()
-        - 2 * (weight * own[merged:, :merged]).sum(dim=1)
-        + (weight @ own[:merged, :merged] * weight).sum(dim=1)
-        + (centre[merged:] - weight @ centre[:merged] - bias).square()
-    )
-    energy = own[merged:, merged:].diagonal()
-    return tuple(
-        1 - float(error[rows].sum() / energy[rows].sum())
-        for rows in (slice(k * width, (k + 1) * width) for k in range(count))
-    )
+    return explained_shares(weight, bias, judged, count, width)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -214,16 +215,51 @@ def _unmerge(
         mean[merged:],
         penalty,
     )
-    energy = covariance[merged:, merged:].diagonal()
-    cross = covariance[merged:, :merged]
-    fitted = weight @ covariance[:merged, :merged]
-    left = energy - 2 * (weight * cross).sum(dim=1) + (weight * fitted).sum(dim=1)
-    maps, explained = {}, []
+    maps = {}
     for k in range(len(sources)):
         rows = slice(k * width, (k + 1) * width)
         maps[f"tails.{k}.unmerge.weight"], maps[f"tails.{k}.unmerge.bias"] = (
             weight[rows],
             bias[rows],
         )
-        explained.append(1 - float(left[rows].sum() / energy[rows].sum()))
-    return maps, tuple(explained)
+    return maps, explained_shares(weight, bias, found, len(sources), width)
+
+
+def explained_shares(
+    weight: Float[Tensor, "n merged"],
+    bias: Float[Tensor, "n"],
+    found: Covariance,
+    count: int,
+    width: int,
+) -> tuple[float, ...]:
+    """Returns how much of each source's stream a linear map of the merged stream explains.
+
+    The mean over the features of a stream is left out: the blocks that read it normalise it away.
+
+    Args:
+        weight: The map to all sources' streams, side by side.
+        bias: Its bias.
+        found: Moments of the merged stream and all sources' streams, side by side, on the inputs
+            that judge.
+        count: Number of sources.
+        width: Features of one source's stream.
+
+    Returns:
+        For each source the share of the variance that is explained, at most 1.
+    """
+    covariance, mean = found.covariance(), found.mean()
+    merged = len(mean) - count * width
+    shares = []
+    for rows in (slice(k * width, (k + 1) * width) for k in range(count)):
+        centre = torch.eye(width).to(covariance) - 1 / width
+        own = centre @ covariance[merged:, merged:][rows, rows] @ centre
+        cross = centre @ covariance[merged:, :merged][rows]
+        w, b, m = centre @ weight[rows], centre @ bias[rows], centre @ mean[merged:][rows]
+        missing = (
+            own.diagonal().sum()
+            - 2 * (w * cross).sum()
+            + (w @ covariance[:merged, :merged] * w).sum()
+            + (m - w @ mean[:merged] - b).square().sum()
+        )
+        shares.append(1 - float(missing / own.diagonal().sum()))
+    return tuple(shares)
