@@ -78,6 +78,10 @@ def test_no_overrides_change_nothing():
     [
         ({"merge_methd": "x"}, "unknown key in recipe 'merge_methd'. Did you mean 'merge_method'?"),
         ({"models": [{"modle": "a"}]}, "unknown key in models.0 'modle'. Did you mean 'model'?"),
+        (
+            {"models": [{"model": "a", "calibration": "images"}]},
+            "models.0 has its own 'calibration', but all models are compared on the same inputs",
+        ),
         ({"models": [{}]}, "models.0 lacks the key 'model'"),
         ({"models": []}, "the recipe names no models"),
         ({"models": ["a"]}, "models.0 should be a mapping of keys to values, not 'a'"),
