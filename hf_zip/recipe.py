@@ -232,9 +232,9 @@ def build(cls: type, values: Any, where: str) -> Any:
     for key in values:
         if cls is ModelSpec and key in ("calibration", "data"):
             raise HfZipError(
-                f"{where} has its own {key!r}, but all models are compared on the same inputs: with "
-                "inputs of its own for each, nothing tells which features belong together. List "
-                "all data sets under 'calibration: {data: [...]}'"
+                f"{where} has its own {key!r}, but all models are compared on the same inputs: "
+                "with inputs of its own for each, nothing tells which features belong together. "
+                "List all data sets under 'calibration: {data: [...]}'"
             )
         if key not in fields:
             raise unknown(f"key in {where}", str(key), fields)
