@@ -72,7 +72,9 @@ def test_half_depth_shares_the_first_blocks_and_keeps_the_others(parents, method
     assert isinstance(model, HfZipForImageClassification)
     assert len(model.trunk.layers) == 1
     for tail, parent in zip(model.tails, parents, strict=True):
-        assert torch.equal(tail.blocks.layers[0].mlp.fc1.weight, parent.vit.layers[1].mlp.fc1.weight)
+        assert torch.equal(
+            tail.blocks.layers[0].mlp.fc1.weight, parent.vit.layers[1].mlp.fc1.weight
+        )
         assert torch.equal(tail.classifier.weight, parent.classifier.weight)
 
 
