@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import State, align, mean
-from hf_zip.errors import unknown
+from hf_zip.errors import HfZipError, unknown
 from hf_zip.groups import MergeGroup
 from hf_zip.match import Matching
+from hf_zip.refit.head import refit_heads
 from hf_zip.registry import discover
 
 
@@ -148,10 +149,27 @@ def method_named(name: str) -> MergeMethod:
     return known[name]
 
 
+Refit = Literal["none", "head"]
+
+
 def merge_aligned(
-    inputs: MergeInputs, matching: Matching, weights: tuple[float, ...] | None = None
+    inputs: MergeInputs,
+    matching: Matching,
+    weights: tuple[float, ...] | None = None,
+    refit: Refit = "none",
 ) -> Merged:
-    """Returns the mean of all models after each is rewritten by the maps of a matching."""
+    """Returns the mean of all models after each is rewritten by the maps of a matching.
+
+    Args:
+        inputs: What the method works on.
+        matching: Merge maps by group.
+        weights: Share of each model in the mean.
+        refit: "head" fits the heads anew to each model's logits on the merged features, by least
+            squares on the calibration inputs; "none" rewrites them by the maps.
+
+    Raises:
+        HfZipError: The heads are to be fitted, and there are no calibration inputs.
+    """
     aligned = [
         align(state, inputs.groups, matching.maps, model)
         for model, state in enumerate(inputs.states)
@@ -167,8 +185,22 @@ def merge_aligned(
         {name: tensor for name, tensor in state.items() if name not in head}
         for state, head in zip(aligned, heads, strict=True)
     ]
+    trunk = mean(trunks, weights)
+    if refit == "head" and inputs.heads:
+        runtime = inputs.runtime
+        if runtime.calibration is None:
+            raise HfZipError("refit: head needs calibration inputs; give them, or refit: none")
+        heads = refit_heads(
+            trunk,
+            runtime.models,
+            runtime.adapter,
+            runtime.calibration,
+            batch_size=runtime.batch_size,
+            accelerator=runtime.accelerator,
+            progress=runtime.progress,
+        )
     return Merged(
-        state=mean(trunks, weights),
+        state=trunk,
         heads=heads,
         provenance={"matched_correlation": dict(matching.correlations)},
     )

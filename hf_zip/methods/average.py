@@ -1,20 +1,34 @@
 """Plain weight averaging: for models that were fine-tuned from one initialisation."""
 
+from dataclasses import dataclass
+
 from hf_zip.match import Matching
 from hf_zip.methods import (
     Merged,
     MergeInputs,
     MergeMethod,
-    NoOptions,
+    Refit,
     Requires,
     WeightOptions,
     merge_aligned,
 )
 
 
-def run(inputs: MergeInputs, options: NoOptions) -> Merged:
+@dataclass(frozen=True)
+class AverageOptions:
+    """What follows the mean.
+
+    Args:
+        refit: "head" fits the task heads anew, by least squares on calibration inputs.
+    """
+
+    refit: Refit = "none"
+
+
+def run(inputs: MergeInputs, options: AverageOptions) -> Merged:
     """Returns the weighted mean of the parameters."""
-    return merge_aligned(inputs, Matching({}, {}), tuple(o.weight for o in inputs.model_options))
+    weights = tuple(o.weight for o in inputs.model_options)
+    return merge_aligned(inputs, Matching({}, {}), weights, options.refit)
 
 
 ENTRY = MergeMethod(
@@ -23,5 +37,6 @@ ENTRY = MergeMethod(
     reference="https://arxiv.org/abs/2203.05482",
     requires=Requires(shared_init=True),
     run=run,
+    options=AverageOptions,
     model_options=WeightOptions,
 )

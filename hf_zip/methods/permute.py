@@ -8,6 +8,7 @@ from hf_zip.methods import (
     Merged,
     MergeInputs,
     MergeMethod,
+    Refit,
     Requires,
     WeightOptions,
     merge_aligned,
@@ -22,11 +23,13 @@ class PermuteOptions:
         stream: The residual stream.
         heads: Attention heads, as wholes, with the features inside each head.
         mlp: Hidden units of the MLPs.
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs.
     """
 
     stream: Literal["permute", "identity"] = "permute"
     heads: Literal["permute", "identity"] = "permute"
     mlp: Literal["permute", "identity"] = "permute"
+    refit: Refit = "none"
 
 
 def run(inputs: MergeInputs, options: PermuteOptions) -> Merged:
@@ -37,7 +40,8 @@ def run(inputs: MergeInputs, options: PermuteOptions) -> Merged:
     """
     plan = Plan(stream=options.stream, heads=options.heads, mlp=options.mlp)
     matching = match(inputs.groups, inputs.covariances, len(inputs.states), plan)
-    return merge_aligned(inputs, matching, tuple(o.weight for o in inputs.model_options))
+    weights = tuple(o.weight for o in inputs.model_options)
+    return merge_aligned(inputs, matching, weights, options.refit)
 
 
 ENTRY = MergeMethod(

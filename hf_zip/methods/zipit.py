@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hf_zip.errors import HfZipError
 from hf_zip.match import How, Plan, match
-from hf_zip.methods import Merged, MergeInputs, MergeMethod, Requires, merge_aligned
+from hf_zip.methods import Merged, MergeInputs, MergeMethod, Refit, Requires, merge_aligned
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class ZipItOptions:
         stream: How the residual stream is matched.
         heads: How attention heads are matched, as wholes.
         mlp: How the hidden units of the MLPs are matched.
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs.
     """
 
     alpha: float = 0.1
@@ -25,6 +26,7 @@ class ZipItOptions:
     stream: How = "zip"
     heads: How = "zip"
     mlp: How = "zip"
+    refit: Refit = "none"
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -43,7 +45,7 @@ def run(inputs: MergeInputs, options: ZipItOptions) -> Merged:
     """
     plan = Plan(options.stream, options.heads, options.mlp, options.alpha, options.beta)
     matching = match(inputs.groups, inputs.covariances, len(inputs.states), plan)
-    return merge_aligned(inputs, matching)
+    return merge_aligned(inputs, matching, refit=options.refit)
 
 
 ENTRY = MergeMethod(

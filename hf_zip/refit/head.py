@@ -1,0 +1,81 @@
+"""New task heads for a trunk that is already merged."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_zip.adapters import Adapter
+from hf_zip.collect import Observation, collect
+from hf_zip.groups import Tap, head_names
+from hf_zip.refit.ridge import ridge
+from hf_zip.statistics.covariance import Covariance
+
+
+def refit_heads(
+    trunk: Mapping[str, Tensor],
+    models: Sequence[PreTrainedModel],
+    adapter: Adapter,
+    inputs: Any,
+    penalty: float = 1e-3,
+    batch_size: int = 32,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> tuple[dict[str, Tensor], ...]:
+    """Returns for each model the parameters of a head that reads the merged trunk.
+
+    Each is the ridge regression of the model's own logits on what the head of the merged model
+    reads: soft targets, no labels.
+
+    Args:
+        trunk: Parameters of the merged model by name, heads left out.
+        models: The models that were merged; left unchanged.
+        adapter: Their family's table.
+        inputs: A map-style data set of keyword arguments for the models.
+        penalty: Ridge of the fits, as a share of the mean diagonal of the Gram.
+        batch_size: Inputs per forward.
+        accelerator: The accelerator to run under; made here when left out.
+        progress: Show a progress bar, on the main process.
+
+    Raises:
+        HfZipError: There are no inputs.
+    """
+    merged = copy.deepcopy(models[0])
+    with torch.no_grad():
+        for name, parameter in merged.named_parameters():
+            if name in trunk:
+                parameter.copy_(trunk[name])
+    names = head_names(merged, adapter)
+    sizes = [[m.get_submodule(name).out_features for m in models] for name in names]
+    widths = [merged.get_submodule(name).in_features for name in names]
+    observations = [
+        Observation(
+            width + sum(own),
+            (
+                (0, Tap(name, "input")),
+                *((k, Tap(name, "output")) for k in range(1, len(models) + 1)),
+            ),
+        )
+        for name, width, own in zip(names, widths, sizes, strict=True)
+    ]
+    found = collect(
+        [merged, *models], inputs, observations, Covariance, batch_size, accelerator, progress
+    )
+    heads: tuple[dict[str, Tensor], ...] = tuple({} for _ in models)
+    for name, width, own, statistic in zip(names, widths, sizes, found, strict=True):
+        covariance, mean = statistic.covariance(), statistic.mean()
+        weight, bias = ridge(
+            covariance[:width, :width],
+            covariance[width:, :width],
+            mean[:width],
+            mean[width:],
+            penalty,
+        )
+        for head, rows, shift in zip(heads, weight.split(own), bias.split(own), strict=True):
+            head[f"{name}.weight"] = rows.to(merged.dtype).cpu()
+            head[f"{name}.bias"] = shift.to(merged.dtype).cpu()
+    return heads
