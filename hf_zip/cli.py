@@ -13,6 +13,8 @@ from hf_zip.errors import HfZipError
 if TYPE_CHECKING:
     from hf_zip.recipe import Recipe
 
+INTERRUPTED, TERMINATED = 130, 143
+
 app = typer.Typer(
     name="hf-zip",
     help="Merge fine-tuned transformers of different tasks into one model that does all their "
@@ -208,15 +210,16 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("hf_zip").setLevel(logging.INFO)
     # A terminated run cleans up like an interrupted one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         app()
     except HfZipError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was changed that is not whole", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code in (INTERRUPTED, TERMINATED):
+            typer.echo("stopped; folders are as they were, or whole", err=True)
+        raise
 
 
 def _recipe(models: list[str], options: dict[str, Any]) -> "Recipe":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,38 @@ BAD = {
 def test_bad_input_is_one_clear_error_and_nothing_is_written(run, tmp_path, arguments, message):
     Path("empty").mkdir(exist_ok=True)
     fails(run("merge", *arguments, "--out", tmp_path / "out"), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_says_so_and_leaves_nothing(workshop, tmp_path, stop, code):
+    script = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from hf_zip import cli, save
+def wait(*_):
+    print("staged", flush=True)
+    signal.pause()
+save.check_reload = wait
+sys.argv = ["hf-zip", "merge", "pets", "trees", *{ZIPIT}, "--out", {str(tmp_path / "out")!r}]
+cli.main()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=workshop,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "staged\n"
+        process.send_signal(stop)
+        errors = process.stderr.read()
+    assert process.returncode == code
+    assert "stopped; folders are as they were, or whole" in errors
+    assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
 
 
