@@ -227,5 +227,5 @@ def _first_few(names: set[str], count: int = 3) -> str:
 
 def first_line(error: Exception) -> str:
     """Returns the first line of an error's message, or its class where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -197,7 +197,7 @@ def _value(config: PretrainedConfig, key: str) -> Any:
 def _plain(value: Any) -> Any:
     """Returns a value as a file would hold it: lists for tuples, numbers for enumerations."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else value

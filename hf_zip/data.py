@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
-from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from datasets.exceptions import DatasetNotFoundError
 from PIL import Image as PillowImage
 
 from hf_zip.errors import HfZipError, unknown
@@ -222,8 +222,8 @@ def _open_hub(name: str) -> DatasetDict:
 
 
 def _unreadable(name: str, error: Exception) -> HfZipError:
-    cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
-    return HfZipError(f"data {name!r} cannot be read: {_first_line(cause)}; give {_KINDS}")
+    reason = _first_line(error.__cause__ or error)  # the library wraps what its readers raise
+    return HfZipError(f"data {name!r} cannot be read: {reason}; give {_KINDS}")
 
 
 def _as_splits(loaded: Any) -> DatasetDict:
@@ -266,10 +266,16 @@ def _looks_like_image(value: Any) -> bool:
     if isinstance(value, str):
         return Path(value).suffix.lower() in PillowImage.registered_extensions()
     if isinstance(value, dict):
-        return {"bytes", "path"} >= set(value) and bool(value)
+        return set(value) == {"bytes", "path"}
     if isinstance(value, bytes | PillowImage.Image):
         return True
-    return isinstance(value, list) and np.ndim(value) in (2, 3)
+    if not isinstance(value, list) and not hasattr(value, "__array__"):
+        return False
+    try:
+        pixels = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return False
+    return pixels.ndim in (2, 3) and np.issubdtype(pixels.dtype, np.number)
 
 
 def _type(feature: Any) -> str:
@@ -279,5 +285,5 @@ def _type(feature: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
