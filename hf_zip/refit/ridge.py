@@ -1,4 +1,4 @@
-"""Closed-form refits of linear layers: moments in, weight and bias out."""
+"""Ridge regression in closed form: moments in, weight and bias out."""
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,9 @@ def ridge(
         mean_x: Means of the features.
         mean_y: Means of the targets.
         penalty: The ridge, at least 0, as a share of the mean diagonal entry of `gram`.
+
+    With a penalty too small to make a singular `gram` definite in float64, directions in which the
+    features do not vary get no weight.
 
     Raises:
         HfZipError: The penalty is negative, a moment is not finite, the features do not vary, or
@@ -52,9 +55,7 @@ def ridge(
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(gram + penalty * scale * eye)
     if failed and penalty > 0:
-        # A Gram matrix has no negative eigenvalues: what is there is rounding of its sums.
-        values, vectors = torch.linalg.eigh(gram)
-        weight = ((cross @ vectors) / (values.clamp(min=0) + penalty * scale)) @ vectors.T
+        weight = _by_eigenvectors(gram, cross, penalty * scale)
         return weight, mean_y - weight @ mean_x
     if failed:
         raise HfZipError(
@@ -63,3 +64,13 @@ def ridge(
         )
     weight = torch.cholesky_solve(cross.T, factor).T
     return weight, mean_y - weight @ mean_x
+
+
+def _by_eigenvectors(gram: Tensor, cross: Tensor, ridge: Tensor) -> Tensor:
+    """The weight for a Gram matrix that rounding has left indefinite."""
+    values, vectors = torch.linalg.eigh(gram)
+    # A Gram matrix has no negative eigenvalues, and small ones are rounding of its sums: nothing
+    # can be said of their directions, which therefore get no weight.
+    known = values > len(gram) * torch.finfo(values.dtype).eps * values[-1]
+    inverse = torch.where(known, 1 / (values + ridge), torch.zeros_like(values))
+    return (cross @ vectors) * inverse @ vectors.T

@@ -1,6 +1,5 @@
 """One stream for several models: the directions in which their residual streams vary most."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +22,14 @@ class StreamMap:
     explained: float
 
 
-def stream_map(moments: Sequence[Float[Tensor, "n n"]], num_models: int, width: int) -> StreamMap:
+def stream_map(moment: Float[Tensor, "n n"], num_models: int, width: int) -> StreamMap:
     """Returns the map onto the top principal directions of the concatenated streams.
 
     Every model's stream is scaled to unit mean square first, so that none dominates.
 
     Args:
-        moments: Mean of `x xᵀ` at each position of the stream, `x` the centred streams of all
-            models side by side.
+        moment: Mean of `x xᵀ` over inputs, tokens and positions of the stream, `x` the centred
+            streams of all models side by side.
         num_models: Number of models.
         width: Number of features of the merged stream, at least 2.
 
@@ -42,15 +41,15 @@ def stream_map(moments: Sequence[Float[Tensor, "n n"]], num_models: int, width: 
     """
     if width < 2:
         raise HfZipError(f"the merged stream has width {width}; it should be at least 2")
-    total = torch.stack([moment.double() for moment in moments]).mean(dim=0)
-    size = len(total) // num_models
-    energies = total.diagonal().reshape(num_models, size).mean(dim=1)
+    moment = moment.double()
+    size = len(moment) // num_models
+    energies = moment.diagonal().reshape(num_models, size).mean(dim=1)
     if not (energies > 0).all():
         raise HfZipError(
             "the residual stream of a model is zero on the calibration inputs; check its weights"
         )
     scales = energies.rsqrt().repeat_interleave(size)
-    values, vectors = torch.linalg.eigh(total * torch.outer(scales, scales))
+    values, vectors = torch.linalg.eigh(moment * torch.outer(scales, scales))
     top = vectors[:, -(width - 1) :]
     if top.shape[1] < width - 1:  # more directions than there are: the rest stays empty
         top = torch.cat([top, top.new_zeros(len(top), width - 1 - top.shape[1])], dim=1)

@@ -5,13 +5,15 @@ merged model itself computes so far.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
+from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -22,13 +24,15 @@ from hf_zip.canonical import canonical, stream_writers
 from hf_zip.collect import Observation, collect, make_accelerator
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Block, Tap, base_name, blocks, head_names
-from hf_zip.matching.selection import select_heads
-from hf_zip.refit.block import Batch, Shape, fit_block
-from hf_zip.refit.ridge import ridge
-from hf_zip.refit.stream import StreamMap, stream_map
+from hf_zip.refit.block import fit_block
+from hf_zip.refit.held import Held
+from hf_zip.refit.readout import fit_readout
+from hf_zip.refit.shape import Heads, choose_shape, possible_shapes
+from hf_zip.refit.stream import stream_map
+from hf_zip.refit.work import Work
 from hf_zip.statistics.covariance import Covariance
 
-REDUNDANT = 1e-3
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,32 @@ class FitOptions:
     """How a merge is fitted.
 
     Args:
-        size: Width of the merged stream, of its heads in all and of its MLPs, relative to one
-            model.
-        penalty: Ridge of the fits inside the blocks, as a share of the mean diagonal of the Gram.
-        head_penalty: Ridge of the task head.
-        heads: "all" keeps every head of every model at a lower rank; "select" keeps as many heads
-            as one model has, at full rank; "auto" selects where that loses next to nothing (models
-            that share their heads) and where the ranks do not divide.
+        size: Width of the merged model's stream, of its heads in all and of its MLPs, relative to
+            one source; from 0.1 to the number of sources.
+        penalty: Ridge of the fits inside the blocks, as a share of the mean diagonal of the Gram;
+            multiplied by features / rows where there are fewer rows than features.
+        head_penalty: The same for the task head.
+        heads: "all" keeps every head of every source at a lower rank; "select" keeps as many heads
+            as one source has, at full rank; "auto" selects where that loses next to nothing
+            (sources that share their heads) and where the ranks do not divide.
+        memory: What each process may hold of the calibration set's streams in memory, in GiB; the
+            rest goes to temporary files.
     """
 
     size: float = 1.0
     penalty: float = 1e-3
     head_penalty: float = 1e-3
-    heads: Literal["auto", "all", "select"] = "auto"
+    heads: Heads = "auto"
+    memory: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if not self.size >= 0.1:
+            raise HfZipError(f"zipfit's size is {self.size}; it should be at least 0.1")
+        for name in ("penalty", "head_penalty", "memory"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise HfZipError(f"zipfit's {name} is {value}; it should be at least 0")
 
 
 @dataclass(frozen=True)
@@ -59,8 +76,9 @@ class Fitted:
         state: Parameters by name, heads left out.
         heads: For each teacher its head's parameters on the merged features.
         config: Entries of the config that differ from the teachers'.
-        explained: Share of the variance that the stream map keeps and that each fit explains, by
-            layer, in [0, 1].
+        explained: Shares of energy, at most 1. "stream": what one stream can hold of the streams of
+            all teachers. "layers.N.attention" and "layers.N.mlp": what the merged model's stream,
+            after that part of that block, has of the teachers' streams mapped to it.
     """
 
     state: dict[str, Tensor]
@@ -98,55 +116,69 @@ def zipfit(
         progress: Show a progress bar, on the main process.
 
     Raises:
-        HfZipError: There are no inputs, the sizes do not divide into heads, or the models are not
-            pre-norm or have no head.
+        HfZipError: There are fewer than two inputs or all are the same, the sizes do not divide
+            into heads or are larger than all models together, or the models are not pre-norm or
+            have no head.
     """
+    _check(models, inputs, options)
     accelerator = accelerator or make_accelerator()
-    teachers = [canonical(model, adapter).to(accelerator.device).eval() for model in models]
+    teachers = tuple(canonical(model, adapter).to(accelerator.device).eval() for model in models)
     layers = blocks(teachers[0], adapter)
-    stream, contexts = _survey(teachers, adapter, layers, inputs, batch_size, accelerator, progress)
-    shape = _shape(teachers[0], layers[0], len(teachers), options, contexts)
-    chosen_map = stream_map(stream, len(teachers), shape.width)
-    student = _student(teachers[0], shape)
-    _embed(student, teachers, adapter, chosen_map)
-    explained = {"stream map": chosen_map.explained}
-
-    loader = DataLoader(inputs, batch_size=batch_size, shuffle=False)
-    work = [
-        Batch.start(student, teachers, batch, base_name(student, adapter, adapter.embedding_output))
-        for batch in accelerator.prepare(loader)
-    ]
-    matrix = chosen_map.matrix.to(student.dtype).to(accelerator.device)
-    num_rows = len(inputs) * (work[0].merged.shape[1] if work else 1)
-    for layer in tqdm(layers, desc="fitting blocks", disable=not progress, leave=False):
-        fits = fit_block(
-            student,
-            teachers,
-            layer,
-            matrix,
-            shape,
-            work,
-            options.penalty,
-            num_rows,
-            accelerator,
-        )
-        explained |= {f"{layer.name}.{part}": share for part, share in fits.items()}
-    del work
-    heads = _fit_heads(student, teachers, adapter, inputs, options, batch_size, accelerator)
-    prefixes = tuple(f"{name}." for name in head_names(student, adapter))
-    return Fitted(
-        state={
-            name: parameter.detach().cpu()
-            for name, parameter in student.named_parameters()
-            if not name.startswith(prefixes)
-        },
-        heads=heads,
-        config={
-            **shape.config(),
-            **({"qkv_bias": True} if hasattr(student.config, "qkv_bias") else {}),
-        },
-        explained=explained,
+    shapes = possible_shapes(teachers[0], layers[0], len(teachers), options.size, options.heads)
+    moment, contexts = _survey(
+        teachers, adapter, layers, inputs, len(shapes) > 1, batch_size, accelerator, progress
     )
+    shape = choose_shape(shapes, contexts)
+    one_stream = stream_map(moment, len(teachers), shape.width)
+    config = shape.config()
+    if hasattr(teachers[0].config, "qkv_bias"):
+        config["qkv_bias"] = True
+    student = _student(teachers[0], config)
+    _embed(student, teachers, adapter, one_stream.matrix)
+
+    explained = {"stream": one_stream.explained}
+    loader = accelerator.prepare(DataLoader(inputs, batch_size=batch_size, shuffle=False))
+    with Held(options.memory, accelerator.device) as held:
+        embedding = base_name(student, adapter, adapter.embedding_output)
+        num_batches, num_tokens = _hold_embeddings(held, student, teachers, loader, embedding)
+        work = Work(
+            student=student,
+            teachers=teachers,
+            shape=shape,
+            matrix=one_stream.matrix.to(student.device, student.dtype),
+            penalty=options.penalty,
+            held=held,
+            num_batches=num_batches,
+            num_rows=len(inputs) * num_tokens,
+            accelerator=accelerator,
+        )
+        if accelerator.is_main_process:
+            _warn_of_few_rows(work, layers[0], len(inputs))
+        bar = tqdm(layers, desc="fitting blocks", disable=not progress, leave=False)
+        for position, layer in enumerate(bar):
+            for part, share in fit_block(work, layer).items():
+                explained[f"layers.{position}.{part}"] = share
+        heads = fit_readout(work, adapter, loader, options.head_penalty)
+    prefixes = tuple(f"{name}." for name in head_names(student, adapter))
+    state = {
+        name: parameter.detach().cpu()
+        for name, parameter in student.named_parameters()
+        if not name.startswith(prefixes)
+    }
+    return Fitted(state=state, heads=heads, config=config, explained=explained)
+
+
+def _check(models: Sequence[PreTrainedModel], inputs: Any, options: FitOptions) -> None:
+    if options.size > len(models):
+        raise HfZipError(
+            f"zipfit's size is {options.size}, larger than all {len(models)} models together; it "
+            "should be at most their number"
+        )
+    if len(inputs) < 2:
+        raise HfZipError(
+            f"zipfit is given {len(inputs)} calibration input(s); it needs at least two different "
+            "ones, better a thousand"
+        )
 
 
 def _survey(
@@ -154,77 +186,47 @@ def _survey(
     adapter: Adapter,
     layers: Sequence[Block],
     inputs: Any,
+    heads: bool,
     batch_size: int,
     accelerator: Accelerator,
     progress: bool,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The second moments of all teachers' streams at every position, and of their contexts."""
-    count, model = len(teachers), teachers[0]
-    places = [Tap(base_name(model, adapter, adapter.embedding_output), "output")]
-    for layer in layers:
-        places += [Tap(layer.mlp_norm, "input"), Tap(layer.name, "output")]
-    contexts = [Tap(layer.output, "input") for layer in layers]
+) -> tuple[Float64[Tensor, "n n"], list[Float64[Tensor, "m m"]]]:
+    """The second moment of all teachers' streams, and what their heads attend to if asked for.
+
+    The moment is the mean over the positions of the stream: after the embeddings, each attention
+    and each MLP. Of the contexts there is one covariance per block.
+    """
+    model, models = teachers[0], range(len(teachers))
     width = model.get_submodule(layers[0].mlp_out).out_features
-    heads = model.get_submodule(layers[0].output).in_features
+    inner = model.get_submodule(layers[0].output).in_features
+    taps = [Tap(base_name(model, adapter, adapter.embedding_output), "output")]
+    for layer in layers:
+        taps += [Tap(layer.mlp_norm, "input"), Tap(layer.name, "output")]
+    contexts = [Tap(layer.output, "input") for layer in layers if heads]
     observations = [
-        Observation(size * count, tuple((k, tap) for k in range(count)))
-        for taps, size in ((places, width), (contexts, heads))
-        for tap in taps
+        Observation(size * len(models), tuple((k, tap) for k in models))
+        for size, places in ((width, taps), (inner, contexts))
+        for tap in places
     ]
     found = collect(teachers, inputs, observations, Covariance, batch_size, accelerator, progress)
-    moments = [c.covariance() + torch.outer(c.mean(), c.mean()) for c in found[: len(places)]]
-    return moments, [c.covariance() for c in found[len(places) :]]
+    moment = _mean_moment(found[: len(taps)])
+    return moment, [statistic.covariance() for statistic in found[len(taps) :]]
 
 
-def _shape(
-    model: PreTrainedModel,
-    block: Block,
-    num_models: int,
-    options: FitOptions,
-    contexts: Sequence[Tensor],
-) -> Shape:
-    """The sizes of the merged model, and which heads it keeps."""
-    width = model.get_submodule(block.mlp_out).out_features
-    units = model.get_submodule(block.mlp_out).in_features
-    inner = model.get_submodule(block.output).in_features
-    num_heads: int = model.config.num_attention_heads
-    head_width = inner // num_heads
-    all_heads = num_models * num_heads
-    rank = round(options.size * inner / all_heads)
-    merged_width = round(options.size * width / all_heads) * all_heads
-    divides = merged_width == round(options.size * width) and rank >= 1
-    full_size = options.size == 1.0
-    select = options.heads == "select" or num_models == 1
-    if options.heads == "auto" and full_size and not select:
-        lost = [select_heads(c, all_heads, num_heads)[1] for c in contexts]
-        select = max(lost) < REDUNDANT or not divides
-    if select and not full_size:
-        raise HfZipError(
-            f"heads can only be selected at size 1, not {options.size}; use heads: all"
-        )
-    if not select and not divides:
-        raise HfZipError(
-            f"the {all_heads} heads of {num_models} models do not divide a stream of "
-            f"{options.size} x {width} features; use heads: select, or a size of a multiple of "
-            f"{all_heads / width:.4g}"
-        )
-    return Shape(
-        width=width if select else merged_width,
-        units=max(1, round(options.size * units)),
-        num_heads=num_heads if select else all_heads,
-        head_width=head_width if select else rank,
-        select=select,
-        teacher_heads=num_heads,
-    )
+def _mean_moment(statistics: Sequence[Covariance]) -> Float64[Tensor, "n n"]:
+    """The mean of `x xᵀ` over all statistics."""
+    total = torch.zeros(())
+    for statistic in statistics:
+        mean = statistic.mean()
+        total = total.to(mean) + statistic.covariance().addr_(mean, mean)
+    return total / len(statistics)
 
 
-def _student(teacher: PreTrainedModel, shape: Shape) -> PreTrainedModel:
+def _student(teacher: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrainedModel:
     """A model of the merged size whose normalisations are plain; everything else is to be set."""
     config = copy.deepcopy(teacher.config)
-    for key, value in shape.config().items():
+    for key, value in changes.items():
         setattr(config, key, value)
-    if hasattr(config, "qkv_bias"):
-        config.qkv_bias = True
     with torch.random.fork_rng(devices=[]):
         student = type(teacher)(config)
     for module in student.modules():
@@ -238,53 +240,51 @@ def _embed(
     student: PreTrainedModel,
     teachers: Sequence[PreTrainedModel],
     adapter: Adapter,
-    found: StreamMap,
+    matrix: Float64[Tensor, "width n"],
 ) -> None:
     """Sets the embeddings, which are linear in the stream: mapping them is exact."""
     names = {base_name(student, adapter, name) for name in adapter.embeddings}
     for axis in stream_writers(student, adapter):
         if axis.parameter in names:
-            side_by_side = torch.cat(
-                [teacher.get_parameter(axis.parameter).double() for teacher in teachers], axis.dim
-            )
-            mapped = along(side_by_side, axis.dim, found.matrix.to(side_by_side.device))
+            parts = [teacher.get_parameter(axis.parameter).to(matrix) for teacher in teachers]
+            mapped = along(torch.cat(parts, axis.dim), axis.dim, matrix)
             student.get_parameter(axis.parameter).copy_(mapped)
 
 
-def _fit_heads(
+def _hold_embeddings(
+    held: Held,
     student: PreTrainedModel,
     teachers: Sequence[PreTrainedModel],
-    adapter: Adapter,
-    inputs: Any,
-    options: FitOptions,
-    batch_size: int,
-    accelerator: Accelerator,
-) -> tuple[dict[str, Tensor], ...]:
-    """Each teacher's head, fitted to its logits on what the merged model's head reads."""
-    fitted: list[dict[str, Tensor]] = [{} for _ in teachers]
-    names = head_names(student, adapter)
-    observations, sizes = [], []
-    for name in names:
-        own = [teacher.get_submodule(name).out_features for teacher in teachers]
-        features = student.get_submodule(name).in_features
-        answers = ((k, Tap(name, "output")) for k in range(1, len(teachers) + 1))
-        places = ((0, Tap(name, "input")), *answers)
-        observations.append(Observation(features + sum(own), places))
-        sizes.append((features, own))
-    found = collect(
-        [student, *teachers], inputs, observations, Covariance, batch_size, accelerator, False
-    )
-    for name, (features, own), statistic in zip(names, sizes, found, strict=True):
-        covariance, mean = statistic.covariance(), statistic.mean()
-        weight, bias = ridge(
-            covariance[:features, :features],
-            covariance[features:, :features],
-            mean[:features],
-            mean[features:],
-            options.head_penalty,
+    loader: Iterable[Mapping[str, Tensor]],
+    embedding: str,
+) -> tuple[int, int]:
+    """Holds all streams before the first block; returns how many batches, and tokens per input."""
+    count, num_tokens = 0, 1
+    for inputs in loader:
+        pixels = inputs[student.main_input_name].to(student.dtype)
+        merged, *streams = (
+            model.get_submodule(embedding)(pixels) for model in (student, *teachers)
         )
-        parts = zip(weight.split(own), bias.split(own), strict=True)
-        for head, (own_weight, own_bias) in zip(fitted, parts, strict=True):
-            head[f"{name}.weight"] = own_weight.to(student.dtype).cpu()
-            head[f"{name}.bias"] = own_bias.to(student.dtype).cpu()
-    return tuple(fitted)
+        held["merged", count] = merged
+        held["teachers", count] = torch.cat(streams, dim=-1)
+        count, num_tokens = count + 1, merged.shape[1]
+    return count, num_tokens
+
+
+def _warn_of_few_rows(work: Work, layer: Block, num_inputs: int) -> None:
+    contexts = work.teachers[0].get_submodule(layer.output).in_features * len(work.teachers)
+    largest = max(work.shape.width, work.shape.units, contexts)
+    fits = (
+        ("the blocks are", work.num_rows, largest),
+        ("the task head is", num_inputs, work.shape.width),
+    )
+    for what, rows, features in fits:
+        if rows < features:
+            logger.warning(
+                "%s fitted on %s rows for up to %s features, so the ridge is raised up to %.3g "
+                "times; give more inputs",
+                what,
+                rows,
+                features,
+                features / rows,
+            )

@@ -1,0 +1,86 @@
+"""The task heads of the merged model, regressed to the teachers' logits."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from hf_zip.adapters import Adapter
+from hf_zip.collect import observe
+from hf_zip.groups import Tap, base_name, head_names
+from hf_zip.refit.moments import RegressionMoments
+from hf_zip.refit.work import Work
+
+
+def fit_readout(
+    work: Work, adapter: Adapter, loader: DataLoader, penalty: float
+) -> tuple[dict[str, Tensor], ...]:
+    """Returns for each teacher the parameters of a head on the merged features.
+
+    The heads are fitted to the teachers' logits on what the merged model's head reads. What comes
+    after the blocks is run on the streams as they are held, so that no block runs again.
+
+    Args:
+        work: The models, with their streams after the last block.
+        adapter: Their family's table.
+        loader: The batches of this process, in the order in which their streams are held.
+        penalty: Ridge of the fits.
+    """
+    names, count = head_names(work.student, adapter), len(work.teachers)
+    layers = base_name(work.student, adapter, adapter.layers)
+    inputs = [Tap(name, "input") for name in names]
+    outputs = [Tap(name, "output") for name in names]
+    sizes = {
+        name: [teacher.get_submodule(name).out_features for teacher in work.teachers]
+        for name in names
+    }
+    sums = {
+        name: RegressionMoments(work.shape.width, sum(own), work.accelerator.device)
+        for name, own in sizes.items()
+    }
+    for batch, given in enumerate(loader):
+        with _replayed(work.student, layers, work.held["merged", batch]):
+            read = observe(work.student, inputs, given)
+        logits = []
+        streams = work.held["teachers", batch].chunk(count, dim=-1)
+        for teacher, stream in zip(work.teachers, streams, strict=True):
+            with _replayed(teacher, layers, stream):
+                logits.append(observe(teacher, outputs, given))
+        for place, answer in zip(inputs, outputs, strict=True):
+            wanted = torch.cat([seen[answer] for seen in logits], dim=1)
+            sums[place.module].update(read[place], wanted)
+
+    fitted: list[dict[str, Tensor]] = [{} for _ in work.teachers]
+    for name, own in sizes.items():
+        weight, bias = work.reduced(sums[name]).moments().fit(penalty)
+        parts = zip(fitted, weight.split(own), bias.split(own), strict=True)
+        for head, own_weight, own_bias in parts:
+            head[f"{name}.weight"] = own_weight.to(work.student.dtype).cpu()
+            head[f"{name}.bias"] = own_bias.to(work.student.dtype).cpu()
+    return tuple(fitted)
+
+
+@contextmanager
+def _replayed(model: PreTrainedModel, layers: str, stream: Tensor) -> Iterator[None]:
+    """Has a model take its stream after the blocks from here, instead of running them."""
+    blocks = model.get_submodule(layers)
+    model.set_submodule(layers, nn.ModuleList([_Replay(stream)]))
+    try:
+        yield
+    finally:
+        model.set_submodule(layers, blocks)
+
+
+class _Replay(nn.Module):
+    """In the place of blocks: gives a stream, whatever goes in."""
+
+    def __init__(self, stream: Tensor) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._stream
