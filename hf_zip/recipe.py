@@ -148,6 +148,7 @@ class Recipe:
             raise HfZipError(
                 f"a budget chooses the depth, but stop_at is {self.stop_at}; use stop_at: auto"
             )
+        _at_least("seed", self.seed, 0)
         if isinstance(self.stop_at, int):
             _at_least("stop_at", self.stop_at, 0)
 

@@ -672,6 +672,9 @@ def test_data_sets_in_memory():
     assert shades(inputs) == [30, 10]
     assert (inputs.description["data"], inputs.description["column"]) == ("in memory", "image")
     assert inputs.description["fingerprint"]
+    assert inputs.description["split"] is None
+    drawn = Dataset.from_dict({"image": [picture(1)]}, split="test")
+    assert from_memory(drawn, processor()).description["split"] == "test"
     assert from_memory(inputs) is inputs
     stored = Dataset.from_dict({"pixel_values": torch.randn(2, 3, 4, 4).tolist(), "image": [1, 2]})
     assert from_memory(stored)[1]["pixel_values"].shape == (3, 4, 4)

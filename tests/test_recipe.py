@@ -92,6 +92,7 @@ def test_no_overrides_change_nothing():
         ({"seed": 1.5}, "seed should be a whole number, not 1.5"),
         ({"merge_method": None}, "merge_method should be text, not nothing"),
         ({"dtype": "float23"}, "unknown dtype 'float23'. Did you mean 'float32'?"),
+        ({"seed": -1}, "seed is -1; it should be at least 0"),
         ({"stop_at": -1}, "stop_at is -1; it should be at least 0"),
         ({"calibration": {"samples": 0}}, "calibration.samples is 0; it should be at least 1"),
         ({"calibration": {"batch_size": 0}}, "calibration.batch_size is 0; it should be"),
