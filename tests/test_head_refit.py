@@ -29,7 +29,7 @@ def error(model, parents, seed=4):
         return (model(**inputs).logits - wanted).square().mean().item()
 
 
-@pytest.mark.parametrize("method", ["average", "permute", "zipit"])
+@pytest.mark.parametrize("method", ["average", "permute", "zipit", "rotate"])
 def test_a_fitted_head_answers_closer_to_the_parents(method):
     parents = [vit(3, seed=1), vit(2, seed=2)]
     plain, fitted = (merge(parents, method, refit) for refit in ("none", "head"))
@@ -61,6 +61,19 @@ def test_it_is_the_ridge_regression_of_the_logits():
     torch.testing.assert_close(fitted.classifier.weight.data, weight)
     bias = y.mean(0) - weight @ x.mean(0)
     torch.testing.assert_close(fitted.classifier.bias.data, bias)
+
+
+def test_biases_that_only_the_merge_has_are_part_of_what_the_head_reads():
+    parents = [vit(3, seed=1, qkv_bias=False), vit(2, seed=2, qkv_bias=False)]
+    plain, fitted = (merge(parents, "rotate", refit) for refit in ("none", "head"))
+    assert fitted.config.qkv_bias
+    inputs = images(parents[0], 200, seed=9)
+    with torch.inference_mode():
+        residual = torch.cat([parent(**inputs).logits for parent in parents], dim=1)
+        residual = residual - fitted(**inputs).logits
+    # On the calibration inputs a fitted bias leaves nothing of the mean.
+    assert residual.mean(dim=0).abs().max() < 1e-4
+    assert error(fitted, parents) < error(plain, parents)
 
 
 def test_a_head_cannot_be_fitted_to_nothing():

@@ -99,3 +99,36 @@ def test_a_moment_that_is_not_finite_is_refused():
     y[0, 0] = torch.nan
     with pytest.raises(HfZipError, match="a moment of the regression is not finite"):
         ridge(*moments_of(x, y))
+
+
+def indefinite(rank=3, size=6):
+    """Moments whose Gram matrix has rank 3 and, by rounding, a negative eigenvalue."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+    values = torch.tensor([4.0, 2.0, 1.0, 1e-17, -1e-17, -1e-16], dtype=torch.float64)
+    weight = torch.randn(2, rank, generator=generator, dtype=torch.float64)
+    gram = basis @ torch.diag(values) @ basis.T
+    cross = (weight * values[:rank]) @ basis[:, :rank].T
+    means = torch.ones(size, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    return (gram, cross, *means), weight @ basis[:, :rank].T
+
+
+@pytest.mark.parametrize("penalty", [1e-30, 1e-18, 1e-10, 1e-3])
+def test_a_gram_matrix_that_rounding_left_indefinite_is_solved_on_what_varies(penalty):
+    moments, expected = indefinite()
+    weight, bias = ridge(*moments, penalty)
+    # At the smallest penalties the directions without energy would be noise over nothing.
+    tolerance = max(1e-7, 5 * penalty)
+    torch.testing.assert_close(weight, expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(bias, 1 - weight.sum(dim=1), rtol=0, atol=1e-12)
+
+
+def test_the_fallback_agrees_with_the_factorisation_where_both_work(monkeypatch):
+    given = moments_of(*data())
+    expected = ridge(*given, 0.1)
+    factorise = torch.linalg.cholesky_ex
+    monkeypatch.setattr(
+        torch.linalg, "cholesky_ex", lambda matrix: (factorise(matrix)[0], torch.tensor(1))
+    )
+    for found, part in zip(ridge(*given, 0.1), expected, strict=True):
+        torch.testing.assert_close(found, part, rtol=0, atol=1e-12)

@@ -22,6 +22,7 @@ from hf_zip.methods import (
     Merged,
     MergeInputs,
     MergeMethod,
+    Refit,
     Requires,
     WeightOptions,
     merge_aligned,
@@ -39,11 +40,13 @@ class RotateOptions:
             features, which LayerNorm commutes with.
         heads: Attention heads; they move as wholes, and "rotate" is any orthogonal map inside each.
         mlp: Hidden units of the MLPs, whose activation function allows no more than a reordering.
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs.
     """
 
     stream: How = "rotate"
     heads: How = "rotate"
     mlp: Literal["permute", "identity"] = "permute"
+    refit: Refit = "none"
 
 
 @torch.no_grad()
@@ -69,6 +72,7 @@ def run(inputs: MergeInputs, options: RotateOptions) -> Merged:
         replace(inputs, states=states, groups=groups),
         matching,
         tuple(o.weight for o in inputs.model_options),
+        options.refit,
     )
     # Queries, keys and values received the biases of the normalisations that they read.
     biased = hasattr(models[0].config, "qkv_bias")

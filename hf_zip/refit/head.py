@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
@@ -45,10 +45,14 @@ def refit_heads(
         HfZipError: There are no inputs.
     """
     merged = copy.deepcopy(models[0])
+    own = dict(merged.named_parameters())
     with torch.no_grad():
-        for name, parameter in merged.named_parameters():
-            if name in trunk:
-                parameter.copy_(trunk[name])
+        for name, tensor in trunk.items():
+            if name in own:
+                own[name].copy_(tensor)
+            else:  # a bias that the merge has and the models have not
+                module, _, kind = name.rpartition(".")
+                setattr(merged.get_submodule(module), kind, nn.Parameter(tensor.clone()))
     names = head_names(merged, adapter)
     sizes = [[m.get_submodule(name).out_features for m in models] for name in names]
     widths = [merged.get_submodule(name).in_features for name in names]

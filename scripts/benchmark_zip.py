@@ -1,0 +1,436 @@
+"""Measure what merges of ViTs from different initialisations and tasks keep of their accuracy.
+
+    python scripts/benchmark_zip.py --data fashion_mnist --proxy mnist --cache parents
+
+For several pairs of seeds, two models are trained on disjoint classes (or taken from the cache
+folder) and merged by every method; one table per data set has the mean and the standard deviation
+over the pairs. Every method runs with its defaults. `--choices` also varies the options of zipfit,
+on the validation part of the training images only. Results are kept in `zip.json`, data set by
+data set, and `zip.md` is made from it.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from datasets import disable_progress_bars
+from torch import Tensor
+from train_vit import (
+    TRAINING,
+    Images,
+    Setting,
+    add_setting,
+    data_files,
+    parse_classes,
+    pixel_values,
+    read_images,
+    read_setting,
+    split_validation,
+    train_and_save,
+)
+from transformers.utils.logging import disable_progress_bar
+
+import hf_zip
+from hf_zip.calibration import from_memory
+from hf_zip.candidates import Candidate, ensemble, merged, one_trunk, parent
+from hf_zip.evaluate import evaluate
+from hf_zip.recipe import ModelSpec
+from hf_zip.report import versions
+from hf_zip.sources import Source, load_sources
+from hf_zip.tables import amount, escape
+from hf_zip.tasks import Task, resolve_tasks
+
+BATCH = 128
+BOTH = "both tasks"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One row of the table: a method, its options, and what it is calibrated on.
+
+    Args:
+        name: What the row is called.
+        method: The merge method.
+        parameters: Its options.
+        calibration: Whose images.
+        samples: How many, relative to the usual number.
+        shared: Share of the blocks that the tasks have in common.
+    """
+
+    name: str
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    calibration: str = BOTH
+    samples: int = 1
+    shared: float = 1.0
+
+
+MERGES = (
+    Merge("weight average", "average"),
+    Merge("permute", "permute"),
+    Merge("rotate", "rotate"),
+    Merge("zipit", "zipit"),
+    *(
+        Merge(f"{method}, least-squares head", method, {"refit": "head"})
+        for method in ("average", "permute", "rotate", "zipit")
+    ),
+    Merge("zipfit 1.0, half of the blocks", "zipfit", shared=0.5),
+    *(Merge(f"zipfit {size}", "zipfit", {"size": size}) for size in (0.5, 1.0, 1.5)),
+)
+CHOICES = (
+    Merge("zipfit 1.0", "zipfit"),
+    *(Merge(f"penalty {x:g}", "zipfit", {"penalty": x}) for x in (1e-1, 1e-2, 1e-4)),
+    *(Merge(f"head_penalty {x:g}", "zipfit", {"head_penalty": x}) for x in (1e-2, 1e-4)),
+    *(Merge(f"heads: {x}", "zipfit", {"heads": x}) for x in ("all", "select")),
+    *(Merge(f"{x} times the images", "zipfit", samples=x) for x in (2, 4)),
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """One data set, split, and images of others.
+
+    Args:
+        name: Its name.
+        training: Images for training and calibration.
+        validation: Images for choices.
+        test: Images for the table.
+        proxies: Unrelated images, by the name of their data set.
+    """
+
+    name: str
+    training: Images
+    validation: Images
+    test: Images
+    proxies: Mapping[str, Images]
+
+
+def main() -> None:
+    """Runs the benchmark on one data set."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True, help="folder with train, test parquet")
+    parser.add_argument("--proxy", type=Path, nargs="*", default=[], help="other data, unrelated")
+    parser.add_argument("--classes", nargs=2, default=["0-4", "5-9"], help="default: 0-4 5-9")
+    parser.add_argument("--pairs", type=int, default=3, help="pairs of seeds (default: 3)")
+    parser.add_argument("--samples", type=int, default=1024, help="calibration images")
+    parser.add_argument("--choices", action="store_true", help="vary zipfit on validation images")
+    parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    add_setting(parser)
+    arguments = parser.parse_args()
+    disable_progress_bars()
+    disable_progress_bar()
+    torch.set_num_threads(arguments.threads)
+
+    started = time.perf_counter()
+    data = read_data(arguments.data, arguments.proxy, arguments.samples)
+    record: dict[str, Any] = {
+        "command": shown_command(sys.argv[1:]),
+        "classes": arguments.classes,
+        "samples": arguments.samples,
+        "images": {s: len(getattr(data, s)) for s in ("training", "validation", "test")},
+        "setting": asdict(read_setting(arguments)),
+        "threads": arguments.threads,
+        "versions": dict(versions()),
+        "pairs": [],
+    }
+    for position in range(arguments.pairs):
+        folders = [
+            parent_folder(data, classes, 2 * position + k, record["setting"], arguments.cache)
+            for k, classes in enumerate(arguments.classes)
+        ]
+        chosen = CHOICES if arguments.choices else ()
+        pair = run_pair(data, arguments.classes, folders, arguments.samples, position, chosen)
+        record["pairs"].append(pair)
+        record["seconds"] = time.perf_counter() - started
+        write(arguments.out, data.name, record)
+        print(f"{data.name}: {position + 1} of {arguments.pairs} pairs, {record['seconds']:.0f} s")
+    print("\n".join(tables(data.name, record)))
+
+
+def shown_command(options: Sequence[str]) -> str:
+    """Returns the command line, folders by their names only."""
+    names = [Path(option).name if "/" in option else option for option in options]
+    return shlex.join(["python", "scripts/benchmark_zip.py", *names])
+
+
+def read_data(folder: Path, proxies: Sequence[Path], samples: int) -> Data:
+    """Reads a data set and images of others, brought to its size and channels."""
+    images = read_images(data_files([folder], "train"))
+    channels, size = images.pixels.shape[1:3]
+    training, validation = split_validation(images)
+    return Data(
+        folder.name,
+        training,
+        validation,
+        read_images(data_files([folder], "test")),
+        {
+            proxy.name: read_images(data_files([proxy], "train"), channels, size, samples)
+            for proxy in proxies
+        },
+    )
+
+
+def parent_folder(
+    data: Data, classes: str, seed: int, setting: Mapping[str, Any], cache: Path
+) -> Path:
+    """Returns the folder of a model, trained now unless the cache has it in the same setting."""
+    folder = cache / data.name / f"{classes}_seed{seed}"
+    known = folder / TRAINING
+    if not known.exists() or json.loads(known.read_text())["setting"] != setting:
+        record = train_and_save(
+            data.training, data.validation, parse_classes(classes), Setting(**setting), seed, folder
+        )
+        print(f"{data.name}, {classes}, seed {seed}: {record['seconds']:.0f} s")
+    return folder
+
+
+def run_pair(
+    data: Data,
+    classes: Sequence[str],
+    folders: Sequence[Path],
+    samples: int,
+    seed: int,
+    choices: Sequence[Merge] = (),
+) -> dict[str, Any]:
+    """Merges one pair in every way and measures everything.
+
+    Args:
+        data: The data.
+        classes: The classes of each model, as text.
+        folders: The models.
+        samples: Calibration images.
+        seed: Decides which.
+        choices: Further merges, measured on the validation images only.
+    """
+    names = [f"classes {text}" for text in classes]
+    specs = [ModelSpec(str(folder), name) for folder, name in zip(folders, names, strict=True)]
+    sources = [
+        replace(source, name=name) for source, name in zip(load_sources(specs), names, strict=True)
+    ]
+    tasks = resolve_tasks(sources)
+    numbers = [parse_classes(text) for text in classes]
+    variants = [
+        *MERGES,
+        *(
+            Merge(f"zipfit 1.0, calibrated on {name}", "zipfit", calibration=name)
+            for name in (*names, *data.proxies)
+        ),
+    ]
+    images = calibration_images(data, dict(zip(names, numbers, strict=True)), samples, seed)
+    made: dict[str, Any] = {}
+    candidates = references(sources, tasks, images[BOTH][:samples])
+    candidates += [run_merge(m, folders, names, tasks, images, samples, made) for m in variants]
+    chosen = [run_merge(m, folders, names, tasks, images, samples, {}) for m in choices]
+    rows = {"test": labelled(data.test, names, numbers)}
+    rows["validation"] = labelled(data.validation, names, numbers)
+    return {
+        "parents": [json.loads((folder / TRAINING).read_text()) for folder in folders],
+        "merges": made,
+        "choices": measure(chosen, tasks, rows["validation"]) if chosen else [],
+        **{split: measure(candidates, tasks, found) for split, found in rows.items()},
+    }
+
+
+def calibration_images(
+    data: Data, tasks: Mapping[str, Sequence[int]], samples: int, seed: int
+) -> dict[str, Tensor]:
+    """Returns pixel values to calibrate on, by whose they are; of both tasks alternately."""
+    found = {}
+    for position, (name, numbers) in enumerate(tasks.items()):
+        pixels = data.training.of_classes(numbers).pixels
+        generator = torch.Generator().manual_seed(len(tasks) * seed + position)
+        found[name] = pixel_values(pixels[torch.randperm(len(pixels), generator=generator)])
+    shortest = min(map(len, found.values()))
+    both = torch.stack([values[:shortest] for values in found.values()], dim=1).flatten(0, 1)
+    proxies = {name: pixel_values(images.pixels) for name, images in data.proxies.items()}
+    return {BOTH: both, **found, **proxies}
+
+
+def references(
+    sources: Sequence[Source], tasks: Sequence[Task], calibration: Tensor
+) -> list[Candidate]:
+    """Returns what merges are compared with: parents, ensemble, and both one-trunk controls."""
+    inputs = from_memory(calibration)
+    models = range(len(sources))
+    return [
+        *(parent(sources, k, tasks) for k in models),
+        ensemble(sources, tasks),
+        *(one_trunk(sources, k, tasks, inputs, BATCH, progress=False) for k in models),
+    ]
+
+
+def run_merge(
+    merge: Merge,
+    folders: Sequence[Path],
+    names: Sequence[str],
+    tasks: Sequence[Task],
+    images: Mapping[str, Tensor],
+    samples: int,
+    made: dict[str, Any],
+) -> Candidate:
+    """Returns a merge; notes in `made` how it was made."""
+    calibration = images[merge.calibration][: samples * merge.samples]
+    started = time.perf_counter()
+    blocks = json.loads((folders[0] / "config.json").read_text())["num_hidden_layers"]
+    result = hf_zip.merge(
+        list(folders),
+        method=merge.method,
+        tasks=list(names),
+        calibration=calibration,
+        parameters=dict(merge.parameters),
+        stop_at=round(merge.shared * blocks),
+        force=True,  # the plain average of different initialisations is one of the rows
+        progress=False,
+    )
+    made[merge.name] = {
+        **asdict(merge),
+        "samples": len(calibration),
+        "seconds": time.perf_counter() - started,
+    }
+    return merged(result.model, tasks, merge.name)
+
+
+def labelled(
+    images: Images, names: Sequence[str], classes: Sequence[Sequence[int]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Returns the images of each task as evaluation data."""
+    data = {}
+    for name, numbers in zip(names, classes, strict=True):
+        own = images.of_classes(numbers)
+        pairs = zip(pixel_values(own.pixels), own.labels.tolist(), strict=True)
+        data[name] = [{"pixel_values": pixels, "labels": label} for pixels, label in pairs]
+    return data
+
+
+def measure(
+    candidates: Sequence[Candidate], tasks: Sequence[Task], data: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Returns one plain row per candidate."""
+    evaluation = evaluate(candidates, tasks, data, BATCH, progress=False)
+    return [asdict(row) for row in evaluation.rows]
+
+
+def write(folder: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Puts one data set's results into `zip.json` and makes `zip.md` anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "zip.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[name] = record
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "zip.md").write_text(report(results))
+
+
+def report(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the results of all data sets in Markdown."""
+    lines = [
+        "# Merges of ViTs from different initialisations and tasks",
+        "",
+        "```sh",
+        *(record["command"] for record in results.values()),
+        "```",
+        "",
+        "Accuracies in %, mean ± standard deviation over pairs of parents from different seeds.",
+        "For a task, the best label is taken among its own; *joint*, among those of both tasks.",
+        "Every method runs with its defaults, and nothing was chosen on the test images. *one",
+        "trunk* is a parent without merging, with a least-squares head for both tasks; the better",
+        "one is that of the higher mean. Merges are calibrated on images of both tasks unless the",
+        "row says otherwise; those of other data sets are brought to the same size and channels.",
+        "*seconds* are those of the merge, on a machine that had other work to do as well.",
+    ]
+    for name, record in results.items():
+        lines += ["", *tables(name, record)]
+    return "\n".join(lines) + "\n"
+
+
+def tables(name: str, record: Mapping[str, Any]) -> list[str]:
+    """Returns one data set's results as lines of Markdown."""
+    pairs, setting, images = record["pairs"], record["setting"], record["images"]
+    seconds = mean(trained["seconds"] for pair in pairs for trained in pair["parents"])
+    used = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
+    lines = [
+        f"## {name}",
+        "",
+        f"{len(pairs)} pairs; width {setting['width']}, {setting['layers']} blocks, "
+        f"{setting['heads']} heads, patches of {setting['patch']} pixels; {setting['epochs']} "
+        f"epochs, {seconds:.0f} seconds per parent; {images['training']} training, "
+        f"{images['validation']} validation and {images['test']} test images of both tasks "
+        f"together; {record['samples']} unlabelled training images for calibration. {used}.",
+        "",
+        *accuracy_table("model, on test images", [pair["test"] for pair in pairs], pairs),
+        "",
+        *difference_table([pair["test"] for pair in pairs]),
+    ]
+    if all(pair["choices"] for pair in pairs):
+        head = "zipfit 1.0, on validation images"
+        reference = [[r for r in p["validation"] if r["name"] == "ensemble"] for p in pairs]
+        rows = [[*r, *pair["choices"]] for r, pair in zip(reference, pairs, strict=True)]
+        lines += ["", *accuracy_table(head, rows)]
+    return lines
+
+
+def accuracy_table(
+    head: str, measured: Sequence[Sequence[dict[str, Any]]], pairs: Sequence[dict[str, Any]] = ()
+) -> list[str]:
+    """Returns one line per candidate, with the merge's seconds where pairs are given."""
+    tasks = list(measured[0][0]["per_task"])
+    titles = [head, *tasks, "mean", "joint", "parameters", *(["seconds"] if pairs else [])]
+    lines = [line(titles), line(["---", *["---:"] * (len(titles) - 1)])]
+    for rows in zip(*measured, strict=True):
+        made = [pair["merges"].get(rows[0]["name"]) for pair in pairs]
+        seconds = f"{mean(m['seconds'] for m in made):.1f}" if made and all(made) else ""
+        cells = [spread(values) for values in zip(*map(accuracies, rows), strict=True)]
+        shown = [escape(rows[0]["name"]), *cells, amount(rows[0]["parameters"])]
+        lines.append(line([*shown, *([seconds] if pairs else [])]))
+    return lines
+
+
+def difference_table(measured: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """Returns how far zipfit 1.0 is from the ensemble and from the better one-trunk control."""
+    tasks = list(measured[0][0]["per_task"])
+    lines = [
+        line(["zipfit 1.0 minus, in points (lowest pair)", *tasks, "mean", "joint"]),
+        line(["---", *["---:"] * (len(tasks) + 2)]),
+    ]
+    for title, kind in (("ensemble", "ensemble"), ("better one-trunk control", "control")):
+        differences = []
+        for rows in measured:
+            (fitted,) = (row for row in rows if row["name"] == "zipfit 1.0")
+            best = max((r for r in rows if r["kind"] == kind), key=lambda row: row["mean"])
+            both = zip(accuracies(fitted), accuracies(best), strict=True)
+            differences.append([a - b for a, b in both])
+        columns = list(zip(*differences, strict=True))
+        cells = [f"{spread(values)} ({100 * min(values):.1f})" for values in columns]
+        lines.append(line([title, *cells]))
+    return lines
+
+
+def accuracies(row: Mapping[str, Any]) -> list[Any]:
+    """Returns the accuracy on each task, their mean and the joint one."""
+    return [*row["per_task"].values(), row["mean"], row["joint"]]
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Returns mean and standard deviation of shares, in percent."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return ""
+    return f"{mean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
+
+
+def line(cells: Sequence[str]) -> str:
+    """Returns a line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
