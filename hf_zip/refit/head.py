@@ -45,11 +45,11 @@ def refit_heads(
         HfZipError: There are no inputs.
     """
     merged = copy.deepcopy(models[0])
-    own = dict(merged.named_parameters())
+    parameters = dict(merged.named_parameters())
     with torch.no_grad():
         for name, tensor in trunk.items():
-            if name in own:
-                own[name].copy_(tensor)
+            if name in parameters:
+                parameters[name].copy_(tensor)
             else:  # a bias that the merge has and the models have not
                 module, _, kind = name.rpartition(".")
                 setattr(merged.get_submodule(module), kind, nn.Parameter(tensor.clone()))

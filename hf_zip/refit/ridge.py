@@ -54,10 +54,12 @@ def ridge(
         )
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     factor, failed = torch.linalg.cholesky_ex(gram + penalty * scale * eye)
-    if failed and penalty > 0:
+    # Whether rounding leaves the last pivots of a singular matrix above zero is luck.
+    singular = bool(failed) or bool(factor.diagonal().min().square() <= _rounding(gram))
+    if singular and penalty > 0:
         weight = _by_eigenvectors(gram, cross, penalty * scale)
         return weight, mean_y - weight @ mean_x
-    if failed:
+    if singular:
         raise HfZipError(
             f"the features are linearly dependent and the ridge penalty is {penalty}; raise the "
             "penalty, or give more inputs than there are features"
@@ -71,6 +73,11 @@ def _by_eigenvectors(gram: Tensor, cross: Tensor, ridge: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(gram)
     # A Gram matrix has no negative eigenvalues, and small ones are rounding of its sums: nothing
     # can be said of their directions, which therefore get no weight.
-    known = values > len(gram) * torch.finfo(values.dtype).eps * values[-1]
+    known = values > _rounding(gram)
     inverse = torch.where(known, 1 / (values + ridge), torch.zeros_like(values))
     return (cross @ vectors) * inverse @ vectors.T
+
+
+def _rounding(gram: Tensor) -> Tensor:
+    """How far rounding may move the eigenvalues and pivots of a Gram matrix."""
+    return len(gram) * torch.finfo(gram.dtype).eps * gram.diagonal().max()
