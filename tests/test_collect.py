@@ -1,9 +1,3 @@
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,6 +6,7 @@ from hf_zip.collect import Observation, collect, group_observations, observe
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, merge_groups
 from hf_zip.statistics.covariance import Covariance
+from tests.launch import torchrun
 from tests.models import images, rows, vit
 
 SCRIPT = """
@@ -44,23 +39,8 @@ if accelerator.is_main_process:
 """
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def run(script, out, processes):
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "yes",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-    }
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *launcher, "--master_port", str(free_port()), str(script), str(out)]
-    subprocess.run(command, check=True, env=environment, timeout=200, capture_output=True)
+    torchrun(script, out, processes=processes)
     return torch.load(out)
 
 

@@ -1,10 +1,5 @@
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +13,7 @@ from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation, evaluate
 from hf_zip.sources import Source
 from hf_zip.tasks import Task, resolve_tasks
+from tests.launch import torchrun
 from tests.models import images, randomise, rows, vit
 
 A = Task("a", ("cat", "dog"), 0, (0,), ((0, 1),))
@@ -325,36 +321,17 @@ accelerator.end_training()
 """
 
 
-def launch(folder, *launcher):
+def launch(folder, processes):
     folder.mkdir()
     script = folder / "measure.py"
     script.write_text(SCRIPT)
-    root = Path(__file__).parents[1]
-    environment = {
-        **os.environ,
-        "ACCELERATE_USE_CPU": "yes",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(root),
-    }
-    subprocess.run(
-        [sys.executable, *launcher, str(script), str(folder)],
-        check=True,
-        env=environment,
-        cwd=root,
-        capture_output=True,
-        timeout=120,
-    )
+    torchrun(script, folder, processes=processes)
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
 def test_two_processes_measure_what_one_does(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port))
-    (alone,) = launch(tmp_path / "one")
-    two = launch(tmp_path / "two", *torchrun)
+    (alone,) = launch(tmp_path / "one", 1)
+    two = launch(tmp_path / "two", 2)
     assert [report["processes"] for report in (alone, *two)] == [1, 2, 2]
     # 6 batches of task a, 1 batch of task b: one process has no share in b
     assert [report["batches"] for report in (alone, *two)] == [7, 4, 3]
