@@ -69,7 +69,7 @@ def ridge(
 
 
 def _by_eigenvectors(gram: Tensor, cross: Tensor, ridge: Tensor) -> Tensor:
-    """The weight for a Gram matrix that rounding has left indefinite."""
+    """The weight for a Gram matrix that is singular up to rounding."""
     values, vectors = torch.linalg.eigh(gram)
     # A Gram matrix has no negative eigenvalues, and small ones are rounding of its sums: nothing
     # can be said of their directions, which therefore get no weight.
