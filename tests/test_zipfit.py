@@ -19,12 +19,14 @@ from hf_zip.collect import observe
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, blocks, merge_groups
 from hf_zip.matching.merge_map import MergeMap
+from hf_zip.refit import block
 from hf_zip.refit import zipfit as module
 from hf_zip.refit.block import fit_block
 from hf_zip.refit.held import GIB, Held
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.shape import choose_shape, possible_shapes
 from hf_zip.refit.stream import centred_basis, stream_map
+from hf_zip.refit.survey import survey
 from hf_zip.refit.work import Work
 from hf_zip.refit.zipfit import FitOptions, zipfit
 from tests.models import images, permuted, randomise, rows, vit, with_parameters
@@ -138,10 +140,10 @@ def test_different_models_give_a_model_of_the_declared_sizes(make, size, count, 
     }
     for position, model in enumerate(models):
         merged = assembled(model, fitted, position)
-        block = merged.base_model.layers[1]
-        assert block.mlp.fc1.weight.shape == (20 * size, 36 * size)
-        assert block.attention.q_proj.weight.shape == (36 * size, 36 * size)
-        assert block.attention.head_dim == 36 * size / fitted.config["num_attention_heads"]
+        last = merged.base_model.layers[1]
+        assert last.mlp.fc1.weight.shape == (20 * size, 36 * size)
+        assert last.attention.q_proj.weight.shape == (36 * size, 36 * size)
+        assert last.attention.head_dim == 36 * size / fitted.config["num_attention_heads"]
         assert logits(merged).shape == (48, 2 + position)
         assert logits(merged).isfinite().all()
 
@@ -203,6 +205,61 @@ def test_the_head_is_fitted_to_all_logits_on_what_it_reads():
     found = [torch.cat([h[f"classifier.{p}"] for h in fitted.heads]) for p in ("weight", "bias")]
     torch.testing.assert_close(found[0], weight, rtol=0, atol=1e-8)
     torch.testing.assert_close(found[1], bias, rtol=0, atol=1e-8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [vit, deit])
+def test_the_survey_sees_every_position_of_the_stream_and_all_contexts(make):
+    models = [make(seed=1).double(), make(labels=4, seed=2).double()]
+    adapter = adapter_for(models[0].config.model_type)
+    layers = blocks(models[0], adapter)
+    inputs = images(models[0], 10)
+    loader = [{"pixel_values": part} for part in inputs["pixel_values"].split([7, 3])]
+    moment, contexts = survey(models, adapter, layers, loader, True, Accelerator())
+
+    places = [Tap(layers[0].name, "input")]
+    places += [Tap(layer.mlp_norm, "input") for layer in layers]
+    places += [Tap(layer.name, "output") for layer in layers]
+    attended = [Tap(layer.output, "input") for layer in layers]
+    seen = [observe(model, [*places, *attended], inputs) for model in models]
+    streams = [torch.cat([record[place] for record in seen], dim=1) for place in places]
+    expected = torch.stack([x.T @ x / len(x) for x in streams]).mean(dim=0)
+    torch.testing.assert_close(moment, expected, rtol=0, atol=1e-11)
+    for found, place in zip(contexts, attended, strict=True):
+        rows_of_all = torch.cat([record[place] for record in seen], dim=1)
+        torch.testing.assert_close(found, torch.cov(rows_of_all.T, correction=0))
+    assert survey(models, adapter, layers, loader, False, Accelerator())[1] == []
+
+
+@torch.no_grad()
+def test_the_units_that_write_most_are_kept(monkeypatch):
+    models = [vit(seed=1).double(), vit(labels=4, seed=2).double()]
+    alive = torch.arange(4, 11), torch.arange(7, 20)  # 20 units in all, as many as one model has
+    for model, own in zip(models, alive, strict=True):
+        for layer in model.vit.layers:
+            mute = torch.ones(20, dtype=torch.bool)
+            mute[own] = False
+            layer.mlp.fc2.weight[:, mute] = 0
+            layer.mlp.fc1.weight[mute] *= 10  # active, but not heard of
+    kept = []
+    fit_mlp = block.fit_mlp
+    monkeypatch.setattr(
+        block,
+        "fit_mlp",
+        lambda work, layer, units: (kept.append(units), fit_mlp(work, layer, units))[1],
+    )
+    fit(models)
+    assert len(kept) == 2
+    for units in kept:
+        assert [own.tolist() for own in units] == [own.tolist() for own in alive]
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 6, 197, 16])
+@pytest.mark.parametrize("rows_in_all", [1, 8191, 8192 * 4, 8192 * 6, 8192 * 197])
+def test_units_are_chosen_on_rows_of_all_tokens(tokens, rows_in_all):
+    stride = block.selection_stride(rows_in_all, tokens)
+    assert {(stride * row) % tokens for row in range(tokens)} == set(range(tokens))
+    assert stride >= max(1, rows_in_all // 8192)
 
 
 def work_of(model, held, off):

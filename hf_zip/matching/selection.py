@@ -27,7 +27,8 @@ def select_features(gram: Float[Tensor, "n n"], count: int) -> Int64[Tensor, "co
     """
     _check(gram, count, len(gram), "features")
     # A negative tolerance would be LAPACK's default; zero keeps pivoting through what is left.
-    _, pivots, _, info = lapack.dpstrf(gram.double().cpu().numpy(), tol=0.0)
+    # Transposed it is laid out as LAPACK wants it, which saves a copy of a large matrix.
+    _, pivots, _, info = lapack.dpstrf(gram.double().cpu().numpy().T, tol=0.0)
     if info < 0:
         raise HfZipError(f"the pivoted Cholesky factorisation failed (info {info})")
     return torch.from_numpy(np.asarray(pivots[:count], dtype=np.int64) - 1)

@@ -3,14 +3,15 @@
 import math
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from hf_zip.collect import capture
 from hf_zip.groups import Block, Tap
+from hf_zip.matching.selection import select_features
 from hf_zip.refit.attention import fit_attention
-from hf_zip.refit.mlp import choose_units, fit_mlp
+from hf_zip.refit.mlp import fit_mlp
 from hf_zip.refit.moments import Moments, RegressionMoments
+from hf_zip.refit.survey import run_block
 from hf_zip.refit.work import Work
 from hf_zip.statistics.covariance import Covariance
 
@@ -50,30 +51,44 @@ def _read_teachers(work: Work, layer: Block) -> tuple[Moments, tuple[Int64[Tenso
     all_units = count * mlp.in_features
     activity = Covariance(all_units, device) if work.shape.units < all_units else None
     norm = work.student.get_submodule(layer.attention_norm)
+    # A unit counts by what it writes to the stream, not by how active it is.
+    importance = _written(work, layer)
     for batch in range(work.num_batches):
-        after, seen = [], []
-        for teacher, stream in zip(
-            work.teachers, work.held["teachers", batch].chunk(count, dim=-1), strict=True
-        ):
-            with capture(teacher, [*places, middle, units]) as record:
-                after.append(teacher.get_submodule(layer.name)(stream))
-            seen.append(record)
+        before = work.held["teachers", batch].chunk(count, dim=-1)
+        after, seen = run_block(work.teachers, layer.name, before, [*places, middle, units])
         work.held["teachers", batch] = torch.cat(after, dim=-1)
         work.held["middle", batch] = torch.cat([record[middle] for record in seen], dim=1)
         wanted = [record[place] for place in places for record in seen]
         projections.update(norm(work.held["merged", batch]).flatten(0, 1), torch.cat(wanted, dim=1))
         if activity is not None:
-            stride = _stride(work.num_rows, num_tokens=after[0].shape[1])
+            stride = selection_stride(work.num_rows, num_tokens=after[0].shape[1])
             active = [record[units][::stride] for record in seen]
-            activity.update(torch.cat(active, dim=1))
+            activity.update(torch.cat(active, dim=1) * importance)
     moments = work.reduced(projections).moments()
     if activity is None:
         return moments, tuple(torch.arange(mlp.in_features) for _ in work.teachers)
-    return moments, choose_units(work, layer, work.reduced(activity).covariance())
+    chosen = select_features(work.reduced(activity).covariance(), work.shape.units)
+    kept = torch.zeros(all_units, dtype=torch.bool)
+    kept[chosen] = True
+    return moments, tuple(own.nonzero().flatten() for own in kept.chunk(count))
 
 
-def _stride(num_rows: int, num_tokens: int) -> int:
-    """How many rows to step over, so that the rows left are of all tokens alike."""
+def _written(work: Work, layer: Block) -> Float[Tensor, "units"]:
+    """How much each MLP unit of all teachers writes to the merged stream when it is active."""
+    maps = work.matrix.chunk(len(work.teachers), dim=1)
+    writers = [teacher.get_submodule(layer.mlp_out) for teacher in work.teachers]
+    return torch.cat(
+        [(part @ writer.weight).norm(dim=0) for part, writer in zip(maps, writers, strict=True)]
+    )
+
+
+def selection_stride(num_rows: int, num_tokens: int) -> int:
+    """Returns how many rows to step over, so that about `SELECTION_ROWS` are left, of all tokens.
+
+    Args:
+        num_rows: Number of rows, input by input.
+        num_tokens: Number of rows of an input.
+    """
     stride = max(1, num_rows // SELECTION_ROWS)
     while math.gcd(stride, num_tokens) > 1:
         stride += 1

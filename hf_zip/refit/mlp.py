@@ -1,13 +1,12 @@
 """The MLP of one merged block: units of the teachers, refitted to the merged stream."""
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.activations import ACT2FN
 
 from hf_zip.groups import Block
-from hf_zip.matching.selection import select_features
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.work import Work, set_linear
 
@@ -47,31 +46,6 @@ def fit_mlp(work: Work, layer: Block, units: tuple[Int64[Tensor, "_"], ...]) -> 
             for batch in batches
         ]
     )
-
-
-def choose_units(
-    work: Work, layer: Block, covariance: Float64[Tensor, "n n"]
-) -> tuple[Int64[Tensor, "_"], ...]:
-    """Returns for each teacher the units that say most about all units of all teachers.
-
-    Args:
-        work: The models.
-        layer: Names of the block's modules.
-        covariance: Covariance of the active units of all teachers, side by side.
-    """
-    # A unit counts by what it writes to the stream, not by how active it is.
-    maps = work.matrix.double().chunk(len(work.teachers), dim=1)
-    writers = [teacher.get_submodule(layer.mlp_out) for teacher in work.teachers]
-    norms = [
-        (part @ writer.weight.double()).norm(dim=0)
-        for part, writer in zip(maps, writers, strict=True)
-    ]
-    written = torch.cat(norms).to(covariance)
-    chosen = select_features(covariance * torch.outer(written, written), work.shape.units)
-    kept = torch.zeros(len(covariance), dtype=torch.bool)
-    kept[chosen] = True
-    sizes = [writer.in_features for writer in writers]
-    return tuple(own.nonzero().flatten() for own in kept.split(sizes))
 
 
 def _pre_activations(

@@ -1,7 +1,7 @@
 """What the fits of all blocks share: the models, the map and the streams so far."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 
 from hf_zip.refit.held import Held
 from hf_zip.refit.shape import Shape
+from hf_zip.refit.survey import reduce
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,9 @@ class Work:
     num_rows: int
     accelerator: Accelerator
 
-    def reduced(self, statistic: Any) -> Any:
+    def reduced(self, statistic: S) -> S:
         """Returns a statistic after it has received the sums of all processes."""
-        if self.accelerator.num_processes > 1:
-            statistic.load_state(self.accelerator.reduce(statistic.state(), reduction="sum"))
+        reduce(statistic, self.accelerator)
         return statistic
 
     def merged_rows(self, batch: int) -> Float[Tensor, "rows width"]:

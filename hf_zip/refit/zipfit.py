@@ -8,6 +8,7 @@ import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,16 +22,16 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.align import along
 from hf_zip.canonical import canonical, stream_writers
-from hf_zip.collect import Observation, collect, make_accelerator
+from hf_zip.collect import make_accelerator
 from hf_zip.errors import HfZipError
-from hf_zip.groups import Block, Tap, base_name, blocks, head_names
+from hf_zip.groups import Block, base_name, blocks, head_names
 from hf_zip.refit.block import fit_block
 from hf_zip.refit.held import Held
 from hf_zip.refit.readout import fit_readout
 from hf_zip.refit.shape import Heads, choose_shape, possible_shapes
 from hf_zip.refit.stream import stream_map
+from hf_zip.refit.survey import embedded, survey
 from hf_zip.refit.work import Work
-from hf_zip.statistics.covariance import Covariance
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +126,10 @@ def zipfit(
     teachers = tuple(canonical(model, adapter).to(accelerator.device).eval() for model in models)
     layers = blocks(teachers[0], adapter)
     shapes = possible_shapes(teachers[0], layers[0], len(teachers), options.size, options.heads)
-    moment, contexts = _survey(
-        teachers, adapter, layers, inputs, len(shapes) > 1, batch_size, accelerator, progress
+    loader = accelerator.prepare(DataLoader(inputs, batch_size=batch_size, shuffle=False))
+    bar = partial(tqdm, disable=not progress, leave=False)
+    moment, contexts = survey(
+        teachers, adapter, layers, bar(loader, desc="survey"), len(shapes) > 1, accelerator
     )
     shape = choose_shape(shapes, contexts)
     one_stream = stream_map(moment, len(teachers), shape.width)
@@ -137,10 +140,8 @@ def zipfit(
     _embed(student, teachers, adapter, one_stream.matrix)
 
     explained = {"stream": one_stream.explained}
-    loader = accelerator.prepare(DataLoader(inputs, batch_size=batch_size, shuffle=False))
     with Held(options.memory, accelerator.device) as held:
-        embedding = base_name(student, adapter, adapter.embedding_output)
-        num_batches, num_tokens = _hold_embeddings(held, student, teachers, loader, embedding)
+        num_batches, num_tokens = _hold_embeddings(held, (student, *teachers), adapter, loader)
         work = Work(
             student=student,
             teachers=teachers,
@@ -154,8 +155,7 @@ def zipfit(
         )
         if accelerator.is_main_process:
             _warn_of_few_rows(work, layers[0], len(inputs))
-        bar = tqdm(layers, desc="fitting blocks", disable=not progress, leave=False)
-        for position, layer in enumerate(bar):
+        for position, layer in enumerate(bar(layers, desc="fitting blocks")):
             for part, share in fit_block(work, layer).items():
                 explained[f"layers.{position}.{part}"] = share
         heads = fit_readout(work, adapter, loader, options.head_penalty)
@@ -179,47 +179,6 @@ def _check(models: Sequence[PreTrainedModel], inputs: Any, options: FitOptions) 
             f"zipfit is given {len(inputs)} calibration input(s); it needs at least two different "
             "ones, better a thousand"
         )
-
-
-def _survey(
-    teachers: Sequence[PreTrainedModel],
-    adapter: Adapter,
-    layers: Sequence[Block],
-    inputs: Any,
-    heads: bool,
-    batch_size: int,
-    accelerator: Accelerator,
-    progress: bool,
-) -> tuple[Float64[Tensor, "n n"], list[Float64[Tensor, "m m"]]]:
-    """The second moment of all teachers' streams, and what their heads attend to if asked for.
-
-    The moment is the mean over the positions of the stream: after the embeddings, each attention
-    and each MLP. Of the contexts there is one covariance per block.
-    """
-    model, models = teachers[0], range(len(teachers))
-    width = model.get_submodule(layers[0].mlp_out).out_features
-    inner = model.get_submodule(layers[0].output).in_features
-    taps = [Tap(base_name(model, adapter, adapter.embedding_output), "output")]
-    for layer in layers:
-        taps += [Tap(layer.mlp_norm, "input"), Tap(layer.name, "output")]
-    contexts = [Tap(layer.output, "input") for layer in layers if heads]
-    observations = [
-        Observation(size * len(models), tuple((k, tap) for k in models))
-        for size, places in ((width, taps), (inner, contexts))
-        for tap in places
-    ]
-    found = collect(teachers, inputs, observations, Covariance, batch_size, accelerator, progress)
-    moment = _mean_moment(found[: len(taps)])
-    return moment, [statistic.covariance() for statistic in found[len(taps) :]]
-
-
-def _mean_moment(statistics: Sequence[Covariance]) -> Float64[Tensor, "n n"]:
-    """The mean of `x xᵀ` over all statistics."""
-    total = torch.zeros(())
-    for statistic in statistics:
-        mean = statistic.mean()
-        total = total.to(mean) + statistic.covariance().addr_(mean, mean)
-    return total / len(statistics)
 
 
 def _student(teacher: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrainedModel:
@@ -253,18 +212,17 @@ def _embed(
 
 def _hold_embeddings(
     held: Held,
-    student: PreTrainedModel,
-    teachers: Sequence[PreTrainedModel],
+    models: Sequence[PreTrainedModel],
+    adapter: Adapter,
     loader: Iterable[Mapping[str, Tensor]],
-    embedding: str,
 ) -> tuple[int, int]:
-    """Holds all streams before the first block; returns how many batches, and tokens per input."""
+    """Holds all streams before the first block; returns how many batches, and tokens per input.
+
+    The merged model is the first.
+    """
     count, num_tokens = 0, 1
     for inputs in loader:
-        pixels = inputs[student.main_input_name].to(student.dtype)
-        merged, *streams = (
-            model.get_submodule(embedding)(pixels) for model in (student, *teachers)
-        )
+        merged, *streams = embedded(models, adapter, inputs)
         held["merged", count] = merged
         held["teachers", count] = torch.cat(streams, dim=-1)
         count, num_tokens = count + 1, merged.shape[1]
