@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=300)
     arguments = parser.parse_args()
+    # These models are too small for threads to help, and threads stall where a core is busy.
+    torch.set_num_threads(1)
     disable_progress_bars()
     logging.basicConfig(format="%(message)s")
 
