@@ -36,6 +36,9 @@ if accelerator.is_main_process:
         "updates": updates,
         "covariances": [f.covariance() for f in found],
     }, sys.argv[1])
+if torch.distributed.is_initialized():  # a process that leaves early takes the others down
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 

@@ -318,6 +318,9 @@ print(
     file=open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w"),
 )
 accelerator.end_training()
+if torch.distributed.is_initialized():  # a process that leaves early takes the others down
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 

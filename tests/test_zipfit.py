@@ -403,6 +403,9 @@ if accelerator.is_main_process:
         "heads": fitted.heads,
         "explained": fitted.explained,
     }, sys.argv[1])
+if torch.distributed.is_initialized():  # a process that leaves early takes the others down
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 """
 
 
