@@ -12,7 +12,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
-from hf_zip.errors import HfZipError
+from hf_zip.errors import HfZipError, first_line
 
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
@@ -223,9 +223,3 @@ def digest(files: Sequence[Path]) -> str:
 
 def _first_few(names: set[str], count: int = 3) -> str:
     return ", ".join(sorted(names)[:count]) + (", …" if len(names) > count else "")
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or its class where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

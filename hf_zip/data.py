@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 from datasets.exceptions import DatasetNotFoundError
 from PIL import Image as PillowImage
 
-from hf_zip.errors import HfZipError, unknown
+from hf_zip.errors import HfZipError, first_line, unknown
 
 logger = logging.getLogger(__name__)
 
@@ -215,14 +215,14 @@ def _open_hub(name: str) -> DatasetDict:
     except ConnectionError as error:
         raise HfZipError(
             f"data {name!r} are neither a file or folder nor in the cache, and the Hub is out of "
-            f"reach: {_first_line(error)}. Check the path or the connection"
+            f"reach: {first_line(error)}. Check the path or the connection"
         ) from error
     except Exception as error:  # whatever foreign files make the library raise
         raise _unreadable(name, error) from error
 
 
 def _unreadable(name: str, error: Exception) -> HfZipError:
-    reason = _first_line(error.__cause__ or error)  # the library wraps what its readers raise
+    reason = first_line(error.__cause__ or error)  # the library wraps what its readers raise
     return HfZipError(f"data {name!r} cannot be read: {reason}; give {_KINDS}")
 
 
@@ -282,8 +282,3 @@ def _type(feature: Any) -> str:
     if isinstance(feature, Value):
         return str(feature.dtype)
     return type(feature).__name__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""The one error class of hf_zip, and the words of a suggestion."""
+"""The one error class of hf_zip, and the words that its messages share."""
 
 import difflib
 from collections.abc import Iterable
@@ -20,3 +20,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> HfZipError:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return HfZipError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its class where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -24,12 +24,11 @@ from hf_zip.checkpoint import (
     WEIGHTS,
     check_finite,
     digest,
-    first_line,
     load_model,
     load_processor,
     weight_files,
 )
-from hf_zip.errors import HfZipError
+from hf_zip.errors import HfZipError, first_line
 from hf_zip.recipe import ModelSpec
 
 logger = logging.getLogger(__name__)
