@@ -67,8 +67,8 @@ def merge_groups(model: PreTrainedModel, adapter: Adapter) -> tuple[MergeGroup, 
         adapter: The family's table.
 
     Raises:
-        HfZipError: A parameter is covered by no group and no head, an axis has another size than
-            its group, or an axis of the stream's size belongs to nothing.
+        HfZipError: A parameter is covered by no group and no head, or an axis has another size
+            than its group.
     """
     names = _Names(model, adapter)
     groups = [_stream(names)]
@@ -281,4 +281,4 @@ def _check_coverage(model: PreTrainedModel, adapter: Adapter, groups: list[Merge
 
 
 def _outputs(adapter: Adapter) -> tuple[str, ...]:
-    return tuple(f"{name}.bias" for name in adapter.readers) or ("\0",)
+    return tuple(f"{name}.bias" for name in adapter.readers)
