@@ -75,6 +75,11 @@ class MergeInputs:
     covariances: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     model_options: tuple[Any, ...] = ()
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Share of each model in a mean, for methods whose models have `WeightOptions`."""
+        return tuple(options.weight for options in self.model_options)
+
 
 @dataclass(frozen=True)
 class Merged:

@@ -27,8 +27,7 @@ class AverageOptions:
 
 def run(inputs: MergeInputs, options: AverageOptions) -> Merged:
     """Returns the weighted mean of the parameters."""
-    weights = tuple(o.weight for o in inputs.model_options)
-    return merge_aligned(inputs, Matching({}, {}), weights, options.refit)
+    return merge_aligned(inputs, Matching({}, {}), inputs.weights, options.refit)
 
 
 ENTRY = MergeMethod(

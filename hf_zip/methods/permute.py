@@ -40,8 +40,7 @@ def run(inputs: MergeInputs, options: PermuteOptions) -> Merged:
     """
     plan = Plan(stream=options.stream, heads=options.heads, mlp=options.mlp)
     matching = match(inputs.groups, inputs.covariances, len(inputs.states), plan)
-    weights = tuple(o.weight for o in inputs.model_options)
-    return merge_aligned(inputs, matching, weights, options.refit)
+    return merge_aligned(inputs, matching, inputs.weights, options.refit)
 
 
 ENTRY = MergeMethod(

@@ -71,7 +71,7 @@ def run(inputs: MergeInputs, options: RotateOptions) -> Merged:
     merged = merge_aligned(
         replace(inputs, states=states, groups=groups),
         matching,
-        tuple(o.weight for o in inputs.model_options),
+        inputs.weights,
         options.refit,
     )
     # Queries, keys and values received the biases of the normalisations that they read.
