@@ -12,12 +12,11 @@ from typing import Any
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import Evaluation
 from hf_zip.recipe import build
-from hf_zip.save import write_text
 from hf_zip.sources import Source
 from hf_zip.tables import table
 from hf_zip.tasks import Task
 
-__all__ = ["REPORT_NAME", "Report", "read", "table", "versions", "write"]
+__all__ = ["REPORT_NAME", "Report", "read", "table", "versions"]
 
 REPORT_NAME = "hf_zip_report.json"
 SCHEMA_VERSION = 1
@@ -192,17 +191,6 @@ class Report:
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that take part in a merge."""
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in _PACKAGES}}
-
-
-def write(report: Report, folder: str | Path) -> Path:
-    """Writes a report into a folder, all at once, and returns the file.
-
-    Raises:
-        HfZipError: A value has no place in JSON.
-    """
-    path = Path(folder) / REPORT_NAME
-    write_text(path, report.to_json())
-    return path
 
 
 def read(folder: str | Path) -> Report:
