@@ -117,12 +117,8 @@ def merge(
     resolved = resolved_recipe(recipe, prepared, options, depth)
     record = {"merge_method": chosen.name, "parameters": resolved.to_dict()["parameters"]}
     model, unmerged = build_model(merged, prepared, record, depth, getattr(torch, recipe.dtype))
-    report = make_report(model, resolved, prepared, chosen, merged, unmerged, curve)
-    report = replace(
-        report,
-        seconds=time.perf_counter() - started,
-        num_processes=accelerator.num_processes,
-    )
+    seconds = time.perf_counter() - started
+    report = make_report(model, resolved, prepared, chosen, merged, unmerged, curve, seconds)
     result = MergeResult(
         model, report, resolved, prepared.sources[0].processor, accelerator.is_main_process
     )

@@ -47,8 +47,9 @@ def make_report(
     merged: Merged,
     unmerged: Mapping[str, float],
     curve: Sequence[Depth],
+    seconds: float,
 ) -> Report:
-    """Returns the report of a merge, but for its times and what was measured.
+    """Returns the report of a merge, but for what was measured.
 
     Args:
         model: The merged model.
@@ -58,6 +59,7 @@ def make_report(
         merged: Its result.
         unmerged: What the tails of a partial zip explain of their sources.
         curve: The depths that the merge's depth was chosen from.
+        seconds: How long the merge took.
     """
     processor = prepared.sources[0].processor
     verdict = prepared.findings.initialisation
@@ -71,7 +73,8 @@ def make_report(
         tasks=tuple(TaskRecord.of(task) for task in prepared.tasks),
         method=MethodRecord(method.name, method.title, method.reference),
         versions=versions(),
-        seconds=0.0,
+        seconds=seconds,
+        num_processes=prepared.inputs.runtime.accelerator.num_processes,
         dtype=recipe.dtype,
         processor=type(processor).__name__ if processor is not None else None,
         shared_init={"shared": True, "different": False}.get(verdict),
