@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hf_zip.assemble import assemble
@@ -17,57 +15,6 @@ from hf_zip.sources import Source
 from hf_zip.tasks import Task
 
 
-def compare(
-    model: PreTrainedModel,
-    method: str,
-    sources: Sequence[Source],
-    tasks: Sequence[Task],
-    inputs: MergeInputs,
-    data: Mapping[str, Any],
-    calibration: Any = None,
-    calibration_batch: int = 32,
-    batch_size: int = 64,
-    accelerator: Accelerator | None = None,
-    progress: bool = True,
-    others: Mapping[str, PreTrainedModel] | None = None,
-) -> Evaluation:
-    """Returns the accuracies and costs of a merge and of everything it should be compared with.
-
-    Args:
-        model: The merged model.
-        method: The name of its method, or what else it should be called.
-        sources: Its sources.
-        tasks: Its tasks.
-        inputs: What its method worked on, for the plain average of the same parameters.
-        data: Labelled data by task.
-        calibration: Unlabelled inputs for the least-squares heads of the controls.
-        calibration_batch: Calibration inputs per forward.
-        batch_size: Evaluation inputs per forward.
-        accelerator: The accelerator to run under.
-        progress: Show progress bars, on the main process.
-        others: More merges of the same sources, by name, for a common table.
-    """
-    missing = [task.name for task in tasks if task.name not in data]
-    skipped = {f"task {name}": "no evaluation data were given" for name in missing}
-    candidates = [parent(sources, position, tasks) for position in range(len(sources))]
-    candidates.append(ensemble(sources, tasks))
-    if method != "average":
-        candidates.append(_average(sources, tasks, inputs))
-    if calibration is None:
-        skipped["one trunk"] = "its least-squares head needs calibration data, and none were given"
-    else:
-        candidates += [
-            one_trunk(
-                sources, position, tasks, calibration, calibration_batch, accelerator, progress
-            )
-            for position in range(len(sources))
-        ]
-    for name, other in (others or {}).items():
-        candidates.append(merged(other, tasks, name))
-    candidates.append(merged(model, tasks, method))
-    return evaluate(candidates, tasks, data, batch_size, accelerator, progress, skipped)
-
-
 def measure(
     model: PreTrainedModel,
     request: Request,
@@ -75,22 +22,43 @@ def measure(
     others: Mapping[str, PreTrainedModel] | None = None,
     name: str = "",
 ) -> Evaluation:
-    """Returns what `compare` finds for a prepared merge, on the evaluation data of its request."""
-    runtime = prepared.inputs.runtime
-    sizes = [spec.batch_size for spec in request.recipe.evaluation]
-    return compare(
-        model,
-        name or request.recipe.merge_method,
-        prepared.sources,
-        prepared.tasks,
-        prepared.inputs,
-        prepared.evaluation,
-        runtime.calibration,
-        runtime.batch_size,
-        max(sizes, default=64),
-        runtime.accelerator,
-        runtime.progress,
-        others,
+    """Returns the accuracies and costs of a merge and of everything it should be compared with.
+
+    Args:
+        model: The merged model.
+        request: What was asked for, and the batch size of its evaluation.
+        prepared: Its sources, their tasks and the labelled data.
+        others: More merges of the same sources, by name, for a common table.
+        name: What the merge is called; left out, by its method.
+    """
+    sources, tasks, data = prepared.sources, prepared.tasks, prepared.evaluation
+    method, runtime = request.recipe.merge_method, prepared.inputs.runtime
+    missing = [task.name for task in tasks if task.name not in data]
+    skipped = {f"task {name}": "no evaluation data were given" for name in missing}
+    candidates = [parent(sources, position, tasks) for position in range(len(sources))]
+    candidates.append(ensemble(sources, tasks))
+    if (name or method) != "average":
+        candidates.append(_average(sources, tasks, prepared.inputs))
+    if runtime.calibration is None:
+        skipped["one trunk"] = "its least-squares head needs calibration data, and none were given"
+    else:
+        candidates += [
+            one_trunk(
+                sources,
+                position,
+                tasks,
+                runtime.calibration,
+                runtime.batch_size,
+                runtime.accelerator,
+                runtime.progress,
+            )
+            for position in range(len(sources))
+        ]
+    candidates += [merged(other, tasks, called) for called, other in (others or {}).items()]
+    candidates.append(merged(model, tasks, name or method))
+    batch_size = max((spec.batch_size for spec in request.recipe.evaluation), default=64)
+    return evaluate(
+        candidates, tasks, data, batch_size, runtime.accelerator, runtime.progress, skipped
     )
 
 
