@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import adapter_for
-from hf_zip.collect import make_accelerator, observe
+from hf_zip.collect import make_accelerator, observe, reduced
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, head_names
-from hf_zip.refit import ridge
+from hf_zip.refit import regress
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.tasks import Task
@@ -160,11 +160,7 @@ def one_trunk(
         for batch in tqdm(loader, desc="one trunk", disable=not progress, leave=False):
             pair = [observe(model, [tap], batch)[tap], teachers.logits(batch)]
             moments.update(torch.cat(pair, dim=1).to(sums))
-    if accelerator.num_processes > 1:
-        moments.load_state(accelerator.reduce(moments.state(), reduction="sum"))
-    covariance, mean = moments.covariance(), moments.mean()
-    solution = ridge(covariance[:size, :size], covariance[size:, :size], mean[:size], mean[size:])
-    head = _linear(*solution).to(accelerator.device)
+    head = _linear(*regress(reduced(moments, accelerator), size)).to(accelerator.device)
     return Candidate(
         f"one trunk ({_called(source)})",
         "control",

@@ -16,11 +16,8 @@ from hf_zip.groups import MergeGroup, Tap
 
 
 @runtime_checkable
-class Accumulator(Protocol):
-    """A statistic that grows batch by batch and whose state is plain sums."""
-
-    def update(self, x: Tensor) -> None:
-        """Adds rows of features."""
+class Sums(Protocol):
+    """A statistic whose state is plain sums: those of several processes add up."""
 
     def state(self) -> Any:
         """Returns the sums."""
@@ -29,7 +26,16 @@ class Accumulator(Protocol):
         """Replaces the sums."""
 
 
+@runtime_checkable
+class Accumulator(Sums, Protocol):
+    """Sums over rows of features that grow batch by batch."""
+
+    def update(self, x: Tensor) -> None:
+        """Adds rows of features."""
+
+
 A = TypeVar("A", bound=Accumulator)
+S = TypeVar("S", bound=Sums)
 
 
 @dataclass(frozen=True)
@@ -99,10 +105,14 @@ def collect(
         for observation, accumulator in zip(observations, accumulators, strict=True):
             features = [seen[k][tap] for k, tap in observation.places]
             accumulator.update(torch.cat(features, dim=1))
+    return [reduced(accumulator, accelerator) for accumulator in accumulators]
+
+
+def reduced(statistic: S, accelerator: Accelerator) -> S:
+    """Returns a statistic after it has received the sums of all processes."""
     if accelerator.num_processes > 1:
-        for accumulator in accumulators:
-            accumulator.load_state(accelerator.reduce(accumulator.state(), reduction="sum"))
-    return accumulators
+        statistic.load_state(accelerator.reduce(statistic.state(), reduction="sum"))
+    return statistic
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from hf_zip.methods import Merged, Runtime
 from hf_zip.modeling import HfZipForImageClassification
 from hf_zip.partial import explained_shares, partial_config
 from hf_zip.recipe import Budget
-from hf_zip.refit import ridge
+from hf_zip.refit import regress
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.tasks import Task
 
@@ -147,13 +147,5 @@ def _moments(full: Any, runtime: Runtime, inputs: Any) -> list[Covariance]:
 def _explained(
     fitted: Covariance, judged: Covariance, count: int, width: int, penalty: float
 ) -> tuple[float, ...]:
-    covariance, mean = fitted.covariance(), fitted.mean()
-    merged = len(mean) - count * width
-    weight, bias = ridge(
-        covariance[:merged, :merged],
-        covariance[merged:, :merged],
-        mean[:merged],
-        mean[merged:],
-        penalty,
-    )
+    weight, bias = regress(fitted, len(fitted.mean()) - count * width, penalty)
     return explained_shares(weight, bias, judged, count, width)

@@ -16,7 +16,7 @@ from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, base_name, head_names
 from hf_zip.methods import Merged, Runtime
 from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
-from hf_zip.refit import ridge
+from hf_zip.refit import regress
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.tasks import Task
 
@@ -207,21 +207,10 @@ def _unmerge(
         runtime.accelerator,
         runtime.progress,
     )
-    covariance, mean = found.covariance(), found.mean()
-    weight, bias = ridge(
-        covariance[:merged, :merged],
-        covariance[merged:, :merged],
-        mean[:merged],
-        mean[merged:],
-        penalty,
-    )
+    weight, bias = regress(found, merged, penalty)
     maps = {}
-    for k in range(len(sources)):
-        rows = slice(k * width, (k + 1) * width)
-        maps[f"tails.{k}.unmerge.weight"], maps[f"tails.{k}.unmerge.bias"] = (
-            weight[rows],
-            bias[rows],
-        )
+    for k, (rows, shift) in enumerate(zip(weight.split(width), bias.split(width), strict=True)):
+        maps[f"tails.{k}.unmerge.weight"], maps[f"tails.{k}.unmerge.bias"] = rows, shift
     return maps, explained_shares(weight, bias, found, len(sources), width)
 
 

@@ -1,5 +1,5 @@
 """Closed-form refits: what a merged model's layers should compute, solved layer by layer."""
 
-from hf_zip.refit.ridge import ridge
+from hf_zip.refit.ridge import regress, ridge
 
-__all__ = ["ridge"]
+__all__ = ["regress", "ridge"]

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.collect import Observation, collect
 from hf_zip.groups import Tap, head_names
-from hf_zip.refit.ridge import ridge
+from hf_zip.refit.readout import split_heads
+from hf_zip.refit.ridge import regress
 from hf_zip.statistics.covariance import Covariance
 
 
@@ -69,17 +70,8 @@ def refit_heads(
     found = collect(
         [merged, *models], inputs, observations, Covariance, batch_size, accelerator, progress
     )
-    heads: tuple[dict[str, Tensor], ...] = tuple({} for _ in models)
-    for name, width, own, statistic in zip(names, widths, sizes, found, strict=True):
-        covariance, mean = statistic.covariance(), statistic.mean()
-        weight, bias = ridge(
-            covariance[:width, :width],
-            covariance[width:, :width],
-            mean[:width],
-            mean[width:],
-            penalty,
-        )
-        for head, rows, shift in zip(heads, weight.split(own), bias.split(own), strict=True):
-            head[f"{name}.weight"] = rows.to(merged.dtype).cpu()
-            head[f"{name}.bias"] = shift.to(merged.dtype).cpu()
-    return heads
+    fits = {
+        name: regress(statistic, width, penalty)
+        for name, width, statistic in zip(names, widths, found, strict=True)
+    }
+    return split_heads(fits, dict(zip(names, sizes, strict=True)), merged.dtype)

@@ -1,6 +1,6 @@
 """The task heads of the merged model, regressed to the teachers' logits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,14 +54,29 @@ def fit_readout(
             wanted = torch.cat([seen[answer] for seen in logits], dim=1)
             sums[place.module].update(read[place], wanted)
 
-    fitted: list[dict[str, Tensor]] = [{} for _ in work.teachers]
-    for name, own in sizes.items():
-        weight, bias = work.reduced(sums[name]).moments().fit(penalty)
-        parts = zip(fitted, weight.split(own), bias.split(own), strict=True)
-        for head, own_weight, own_bias in parts:
-            head[f"{name}.weight"] = own_weight.to(work.student.dtype).cpu()
-            head[f"{name}.bias"] = own_bias.to(work.student.dtype).cpu()
-    return tuple(fitted)
+    fits = {name: work.reduced(sums[name]).moments().fit(penalty) for name in names}
+    return split_heads(fits, sizes, work.student.dtype)
+
+
+def split_heads(
+    fits: Mapping[str, tuple[Tensor, Tensor]],
+    sizes: Mapping[str, Sequence[int]],
+    dtype: torch.dtype,
+) -> tuple[dict[str, Tensor], ...]:
+    """Returns for each model its heads' parameters, on the CPU.
+
+    Args:
+        fits: For each head the weight and bias of all models' logits, one below the other.
+        sizes: For each head the number of logits of every model.
+        dtype: Precision of the parameters.
+    """
+    heads: tuple[dict[str, Tensor], ...] = tuple({} for _ in next(iter(sizes.values()), ()))
+    for name, (weight, bias) in fits.items():
+        own = list(sizes[name])
+        for head, rows, shift in zip(heads, weight.split(own), bias.split(own), strict=True):
+            head[f"{name}.weight"] = rows.to(dtype).cpu()
+            head[f"{name}.bias"] = shift.to(dtype).cpu()
+    return heads
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_zip.errors import HfZipError
+from hf_zip.statistics.covariance import Covariance
 
 
 def ridge(
@@ -66,6 +67,29 @@ def ridge(
         )
     weight = torch.cholesky_solve(cross.T, factor).T
     return weight, mean_y - weight @ mean_x
+
+
+def regress(
+    found: Covariance, features: int, penalty: float = 1e-3
+) -> tuple[Float[Tensor, "targets features"], Float[Tensor, "targets"]]:
+    """Returns weight and bias of the ridge regression of a joint covariance's rest on its start.
+
+    Args:
+        found: Moments of features and targets, side by side.
+        features: How many are features; the rest are targets.
+        penalty: See `ridge`.
+
+    Raises:
+        HfZipError: See `ridge`.
+    """
+    covariance, mean = found.covariance(), found.mean()
+    return ridge(
+        covariance[:features, :features],
+        covariance[features:, :features],
+        mean[:features],
+        mean[features:],
+        penalty,
+    )
 
 
 def _by_eigenvectors(gram: Tensor, cross: Tensor, ridge: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """What the teachers' streams and contexts are like, before anything is fitted to them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
-from hf_zip.collect import capture
+from hf_zip.collect import capture, reduced
 from hf_zip.groups import Block, Tap, base_name
 from hf_zip.statistics.covariance import Covariance
 
@@ -55,11 +54,9 @@ def survey(
             stream.update(torch.cat(streams, dim=-1).flatten(0, 1))
             if heads:
                 contexts[position].update(torch.cat([record[context] for record in seen], dim=1))
-    for statistic in (stream, *contexts):
-        reduce(statistic, accelerator)
-    mean = stream.mean()
+    mean = reduced(stream, accelerator).mean()
     moment = stream.covariance() + torch.outer(mean, mean)
-    return moment, [statistic.covariance() for statistic in contexts]
+    return moment, [reduced(statistic, accelerator).covariance() for statistic in contexts]
 
 
 def embedded(
@@ -87,9 +84,3 @@ def run_block(
             after.append(model.get_submodule(name)(stream))
         seen.append(record)
     return after, seen
-
-
-def reduce(statistic: Any, accelerator: Accelerator) -> None:
-    """Gives a statistic the sums of all processes."""
-    if accelerator.num_processes > 1:
-        statistic.load_state(accelerator.reduce(statistic.state(), reduction="sum"))

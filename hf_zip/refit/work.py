@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_zip.collect import Sums, reduced
 from hf_zip.refit.held import Held
 from hf_zip.refit.shape import Shape
-from hf_zip.refit.survey import reduce
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Sums)
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class Work:
 
     def reduced(self, statistic: S) -> S:
         """Returns a statistic after it has received the sums of all processes."""
-        reduce(statistic, self.accelerator)
-        return statistic
+        return reduced(statistic, self.accelerator)
 
     def merged_rows(self, batch: int) -> Float[Tensor, "rows width"]:
         """Returns the merged model's stream of a batch as rows."""
