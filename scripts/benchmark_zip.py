@@ -2,11 +2,11 @@
 
     python scripts/benchmark_zip.py --data fashion_mnist --proxy mnist --cache parents
 
-For several pairs of seeds, two models are trained on disjoint classes (or taken from the cache
-folder) and merged by every method; one table per data set has the mean and the standard deviation
-over the pairs. Every method runs with its defaults. `--choices` also varies the options of zipfit,
-on the validation part of the training images only. Results are kept in `zip.json`, data set by
-data set, and `zip.md` is made from it.
+For several groups of seeds, models are trained on disjoint classes (or taken from the cache folder)
+and merged by every method; one table per data set and number of tasks has the mean and the standard
+deviation over the groups. Every method runs with its defaults. `--choices` also varies the options
+of zipfit, on the validation part of the training images only. Results are kept in `zip.json`, and
+`zip.md` is made from it.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -37,6 +36,7 @@ from train_vit import (
     train_and_save,
 )
 from transformers.utils.logging import disable_progress_bar
+from zip_tables import report, tables
 
 import hf_zip
 from hf_zip.calibration import from_memory
@@ -45,11 +45,10 @@ from hf_zip.evaluate import evaluate
 from hf_zip.recipe import ModelSpec
 from hf_zip.report import versions
 from hf_zip.sources import Source, load_sources
-from hf_zip.tables import amount, escape
 from hf_zip.tasks import Task, resolve_tasks
 
 BATCH = 128
-BOTH = "both tasks"
+ALL = "all tasks"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Merge:
     name: str
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    calibration: str = BOTH
+    calibration: str = ALL
     samples: int = 1
     shared: float = 1.0
 
@@ -118,8 +117,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder with train, test parquet")
     parser.add_argument("--proxy", type=Path, nargs="*", default=[], help="other data, unrelated")
-    parser.add_argument("--classes", nargs=2, default=["0-4", "5-9"], help="default: 0-4 5-9")
-    parser.add_argument("--pairs", type=int, default=3, help="pairs of seeds (default: 3)")
+    parser.add_argument("--classes", nargs="+", default=["0-4", "5-9"], help="default: 0-4 5-9")
+    parser.add_argument("--groups", type=int, default=3, help="groups of seeds (default: 3)")
     parser.add_argument("--samples", type=int, default=1024, help="calibration images")
     parser.add_argument("--choices", action="store_true", help="vary zipfit on validation images")
     parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
@@ -131,8 +130,9 @@ def main() -> None:
     disable_progress_bar()
     torch.set_num_threads(arguments.threads)
 
-    started = time.perf_counter()
+    started, count = time.perf_counter(), len(arguments.classes)
     data = read_data(arguments.data, arguments.proxy, arguments.samples)
+    title = f"{data.name}, {count} tasks"
     record: dict[str, Any] = {
         "command": shown_command(sys.argv[1:]),
         "classes": arguments.classes,
@@ -141,20 +141,20 @@ def main() -> None:
         "setting": asdict(read_setting(arguments)),
         "threads": arguments.threads,
         "versions": dict(versions()),
-        "pairs": [],
+        "groups": [],
     }
-    for position in range(arguments.pairs):
+    for position in range(arguments.groups):
         folders = [
-            parent_folder(data, classes, 2 * position + k, record["setting"], arguments.cache)
+            parent_folder(data, classes, count * position + k, record["setting"], arguments.cache)
             for k, classes in enumerate(arguments.classes)
         ]
         chosen = CHOICES if arguments.choices else ()
-        pair = run_pair(data, arguments.classes, folders, arguments.samples, position, chosen)
-        record["pairs"].append(pair)
+        found = run_group(data, arguments.classes, folders, arguments.samples, position, chosen)
+        record["groups"].append(found)
         record["seconds"] = time.perf_counter() - started
-        write(arguments.out, data.name, record)
-        print(f"{data.name}: {position + 1} of {arguments.pairs} pairs, {record['seconds']:.0f} s")
-    print("\n".join(tables(data.name, record)))
+        write(arguments.out, title, record)
+        print(f"{title}: {position + 1} of {arguments.groups} groups, {record['seconds']:.0f} s")
+    print("\n".join(tables(title, record)))
 
 
 def shown_command(options: Sequence[str]) -> str:
@@ -194,7 +194,7 @@ def parent_folder(
     return folder
 
 
-def run_pair(
+def run_group(
     data: Data,
     classes: Sequence[str],
     folders: Sequence[Path],
@@ -202,7 +202,7 @@ def run_pair(
     seed: int,
     choices: Sequence[Merge] = (),
 ) -> dict[str, Any]:
-    """Merges one pair in every way and measures everything.
+    """Merges one group of parents in every way and measures everything.
 
     Args:
         data: The data.
@@ -228,7 +228,7 @@ def run_pair(
     ]
     images = calibration_images(data, dict(zip(names, numbers, strict=True)), samples, seed)
     made: dict[str, Any] = {}
-    candidates = references(sources, tasks, images[BOTH][:samples])
+    candidates = references(sources, tasks, images[ALL][:samples])
     candidates += [run_merge(m, folders, names, tasks, images, samples, made) for m in variants]
     chosen = [run_merge(m, folders, names, tasks, images, samples, {}) for m in choices]
     rows = {"test": labelled(data.test, names, numbers)}
@@ -244,22 +244,22 @@ def run_pair(
 def calibration_images(
     data: Data, tasks: Mapping[str, Sequence[int]], samples: int, seed: int
 ) -> dict[str, Tensor]:
-    """Returns pixel values to calibrate on, by whose they are; of both tasks alternately."""
+    """Returns pixel values to calibrate on, by whose they are; of all tasks in turn."""
     found = {}
     for position, (name, numbers) in enumerate(tasks.items()):
         pixels = data.training.of_classes(numbers).pixels
         generator = torch.Generator().manual_seed(len(tasks) * seed + position)
         found[name] = pixel_values(pixels[torch.randperm(len(pixels), generator=generator)])
     shortest = min(map(len, found.values()))
-    both = torch.stack([values[:shortest] for values in found.values()], dim=1).flatten(0, 1)
+    together = torch.stack([values[:shortest] for values in found.values()], dim=1).flatten(0, 1)
     proxies = {name: pixel_values(images.pixels) for name, images in data.proxies.items()}
-    return {BOTH: both, **found, **proxies}
+    return {ALL: together, **found, **proxies}
 
 
 def references(
     sources: Sequence[Source], tasks: Sequence[Task], calibration: Tensor
 ) -> list[Candidate]:
-    """Returns what merges are compared with: parents, ensemble, and both one-trunk controls."""
+    """Returns what merges are compared with: parents, ensemble, and all one-trunk controls."""
     inputs = from_memory(calibration)
     models = range(len(sources))
     return [
@@ -320,116 +320,14 @@ def measure(
     return [asdict(row) for row in evaluation.rows]
 
 
-def write(folder: Path, name: str, record: Mapping[str, Any]) -> None:
-    """Puts one data set's results into `zip.json` and makes `zip.md` anew."""
+def write(folder: Path, title: str, record: Mapping[str, Any]) -> None:
+    """Puts one table's results into `zip.json` and makes `zip.md` anew."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "zip.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    results[name] = record
+    results[title] = record
     path.write_text(json.dumps(results, indent=1) + "\n")
     (folder / "zip.md").write_text(report(results))
-
-
-def report(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the results of all data sets in Markdown."""
-    lines = [
-        "# Merges of ViTs from different initialisations and tasks",
-        "",
-        "```sh",
-        *(record["command"] for record in results.values()),
-        "```",
-        "",
-        "Accuracies in %, mean ± standard deviation over pairs of parents from different seeds.",
-        "For a task, the best label is taken among its own; *joint*, among those of both tasks.",
-        "Every method runs with its defaults, and nothing was chosen on the test images. *one",
-        "trunk* is a parent without merging, with a least-squares head for both tasks; the better",
-        "one is that of the higher mean. Merges are calibrated on images of both tasks unless the",
-        "row says otherwise; those of other data sets are brought to the same size and channels.",
-        "*seconds* are those of the merge, on a machine that had other work to do as well.",
-    ]
-    for name, record in results.items():
-        lines += ["", *tables(name, record)]
-    return "\n".join(lines) + "\n"
-
-
-def tables(name: str, record: Mapping[str, Any]) -> list[str]:
-    """Returns one data set's results as lines of Markdown."""
-    pairs, setting, images = record["pairs"], record["setting"], record["images"]
-    seconds = mean(trained["seconds"] for pair in pairs for trained in pair["parents"])
-    used = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
-    lines = [
-        f"## {name}",
-        "",
-        f"{len(pairs)} pairs; width {setting['width']}, {setting['layers']} blocks, "
-        f"{setting['heads']} heads, patches of {setting['patch']} pixels; {setting['epochs']} "
-        f"epochs, {seconds:.0f} seconds per parent; {images['training']} training, "
-        f"{images['validation']} validation and {images['test']} test images of both tasks "
-        f"together; {record['samples']} unlabelled training images for calibration. {used}.",
-        "",
-        *accuracy_table("model, on test images", [pair["test"] for pair in pairs], pairs),
-        "",
-        *difference_table([pair["test"] for pair in pairs]),
-    ]
-    if all(pair["choices"] for pair in pairs):
-        head = "zipfit 1.0, on validation images"
-        reference = [[r for r in p["validation"] if r["name"] == "ensemble"] for p in pairs]
-        rows = [[*r, *pair["choices"]] for r, pair in zip(reference, pairs, strict=True)]
-        lines += ["", *accuracy_table(head, rows)]
-    return lines
-
-
-def accuracy_table(
-    head: str, measured: Sequence[Sequence[dict[str, Any]]], pairs: Sequence[dict[str, Any]] = ()
-) -> list[str]:
-    """Returns one line per candidate, with the merge's seconds where pairs are given."""
-    tasks = list(measured[0][0]["per_task"])
-    titles = [head, *tasks, "mean", "joint", "parameters", *(["seconds"] if pairs else [])]
-    lines = [line(titles), line(["---", *["---:"] * (len(titles) - 1)])]
-    for rows in zip(*measured, strict=True):
-        made = [pair["merges"].get(rows[0]["name"]) for pair in pairs]
-        seconds = f"{mean(m['seconds'] for m in made):.1f}" if made and all(made) else ""
-        cells = [spread(values) for values in zip(*map(accuracies, rows), strict=True)]
-        shown = [escape(rows[0]["name"]), *cells, amount(rows[0]["parameters"])]
-        lines.append(line([*shown, *([seconds] if pairs else [])]))
-    return lines
-
-
-def difference_table(measured: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """Returns how far zipfit 1.0 is from the ensemble and from the better one-trunk control."""
-    tasks = list(measured[0][0]["per_task"])
-    lines = [
-        line(["zipfit 1.0 minus, in points (lowest pair)", *tasks, "mean", "joint"]),
-        line(["---", *["---:"] * (len(tasks) + 2)]),
-    ]
-    for title, kind in (("ensemble", "ensemble"), ("better one-trunk control", "control")):
-        differences = []
-        for rows in measured:
-            (fitted,) = (row for row in rows if row["name"] == "zipfit 1.0")
-            best = max((r for r in rows if r["kind"] == kind), key=lambda row: row["mean"])
-            both = zip(accuracies(fitted), accuracies(best), strict=True)
-            differences.append([a - b for a, b in both])
-        columns = list(zip(*differences, strict=True))
-        cells = [f"{spread(values)} ({100 * min(values):.1f})" for values in columns]
-        lines.append(line([title, *cells]))
-    return lines
-
-
-def accuracies(row: Mapping[str, Any]) -> list[Any]:
-    """Returns the accuracy on each task, their mean and the joint one."""
-    return [*row["per_task"].values(), row["mean"], row["joint"]]
-
-
-def spread(values: Sequence[float | None]) -> str:
-    """Returns mean and standard deviation of shares, in percent."""
-    known = [100 * value for value in values if value is not None]
-    if not known:
-        return ""
-    return f"{mean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
-
-
-def line(cells: Sequence[str]) -> str:
-    """Returns a line of a table."""
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import benchmark_zip
 import train_vit
+import zip_tables
 
 NAMES = ["north", "east", "south", "west"]
 TINY = train_vit.Setting(
@@ -133,9 +134,9 @@ def test_training_from_the_command_line(folder, monkeypatch, capsys):
 def test_calibration_alternates_between_the_tasks(folder):
     data = benchmark_zip.read_data(folder / "shapes", [folder / "colours"], 12)
     found = benchmark_zip.calibration_images(data, {"a": (0, 1), "b": (2, 3)}, 12, 0)
-    assert list(found) == [benchmark_zip.BOTH, "a", "b", "colours"]
-    assert torch.equal(found[benchmark_zip.BOTH][:6:2], found["a"][:3])
-    assert torch.equal(found[benchmark_zip.BOTH][1:6:2], found["b"][:3])
+    assert list(found) == [benchmark_zip.ALL, "a", "b", "colours"]
+    assert torch.equal(found[benchmark_zip.ALL][:6:2], found["a"][:3])
+    assert torch.equal(found[benchmark_zip.ALL][1:6:2], found["b"][:3])
     assert found["colours"].shape == (12, 1, 8, 8)
     other = benchmark_zip.calibration_images(data, {"a": (0, 1), "b": (2, 3)}, 12, 1)
     assert not torch.equal(found["a"], other["a"])
@@ -144,7 +145,7 @@ def test_calibration_alternates_between_the_tasks(folder):
 def test_the_benchmark_writes_every_row_and_no_folder(folder, monkeypatch, capsys):
     options = {f"--{name.replace('_', '-')}": str(value) for name, value in vars(TINY).items()}
     where = {"--data": folder / "shapes", "--cache": folder / "cache", "--out": folder / "out"}
-    arguments = [*where.items(), ("--classes", "0,1"), ("--pairs", "1"), ("--samples", "32")]
+    arguments = [*where.items(), ("--classes", "0,1"), ("--groups", "1"), ("--samples", "32")]
     flat = [str(x) for pair in [*arguments, *options.items()] for x in pair]
     flat.insert(flat.index("0,1") + 1, "2,3")
     monkeypatch.setattr(sys, "argv", ["x", *flat, "--proxy", str(folder / "colours")])
@@ -156,16 +157,16 @@ def test_the_benchmark_writes_every_row_and_no_folder(folder, monkeypatch, capsy
     assert (trained, capsys.readouterr().out.count(", seed ")) == (2, 0)  # the cache is used
 
     text = (folder / "out" / "zip.md").read_text()
-    record = json.loads((folder / "out" / "zip.json").read_text())["shapes"]
+    record = json.loads((folder / "out" / "zip.json").read_text())["shapes, 2 tasks"]
     assert str(folder) not in text + json.dumps(record)
     assert "--data shapes --cache cache" in record["command"]
-    for pair in record["pairs"]:
-        names = [row["name"] for row in pair["test"]]
+    for group in record["groups"]:
+        names = [row["name"] for row in group["test"]]
         assert names[:3] == ["classes 0,1", "classes 2,3", "ensemble"]
         assert names[-1] == "zipfit 1.0, calibrated on colours"
         assert len(names) == 5 + len(benchmark_zip.MERGES) + 3
-        assert [row["name"] for row in pair["choices"]] == ["zipfit 1.0", "penalty 0.1"]
-        own = [row["per_task"] for row in pair["test"][:3]]
+        assert [row["name"] for row in group["choices"]] == ["zipfit 1.0", "penalty 0.1"]
+        own = [row["per_task"] for row in group["test"][:3]]
         assert own[2] == {
             "classes 0,1": own[0]["classes 0,1"],
             "classes 2,3": own[1]["classes 2,3"],
@@ -175,12 +176,12 @@ def test_the_benchmark_writes_every_row_and_no_folder(folder, monkeypatch, capsy
 
 
 def test_spread_is_mean_and_standard_deviation():
-    assert benchmark_zip.spread([0.5, 0.6]) == "55.0 ± 7.1"
-    assert benchmark_zip.spread([0.5]) == "50.0"
-    assert benchmark_zip.spread([None, None]) == ""
+    assert zip_tables.spread([0.5, 0.6]) == "55.0 ± 7.1"
+    assert zip_tables.spread([0.5]) == "50.0"
+    assert zip_tables.spread([None, None]) == ""
 
 
-def test_differences_are_taken_pair_by_pair_from_the_better_control():
+def test_differences_are_taken_group_by_group_from_the_best_control():
     def row(name, kind, left, right):
         mean = (left + right) / 2
         return {"name": name, "kind": kind, "per_task": {"l": left, "r": right}} | {
@@ -196,6 +197,6 @@ def test_differences_are_taken_pair_by_pair_from_the_better_control():
             row("zipfit 1.0", "merge", 0.8, 0.8),
         ]
     ]
-    _, _, to_ensemble, to_control = benchmark_zip.difference_table(measured)
+    _, _, to_ensemble, to_control = zip_tables.difference_table(measured)
     assert to_ensemble == "| ensemble | -10.0 (-10.0) | 0.0 (0.0) | -5.0 (-5.0) | -5.0 (-5.0) |"
-    assert to_control.startswith("| better one-trunk control | 20.0 (20.0) | 10.0 (10.0) |")
+    assert to_control.startswith("| best one-trunk control | 20.0 (20.0) | 10.0 (10.0) |")
