@@ -1,6 +1,6 @@
 """What is compared with a merge: parents, their ensemble, averages, and one trunk with a refit."""
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import adapter_for
-from hf_zip.collect import make_accelerator, observe, reduced
+from hf_zip.collect import capture, make_accelerator, observe, reduced
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, head_names
 from hf_zip.refit import regress
@@ -86,8 +86,7 @@ def ensemble(sources: Sequence[Source], tasks: Sequence[Task]) -> Candidate:
     _num_labels(tasks)
 
     def logits(batch: Batch) -> Tensor:
-        answers = [forward(source.model, batch) for source in sources]
-        return torch.cat([_mean_of_members(answers, task) for task in tasks], dim=1)
+        return _of_tasks([forward(source.model, batch) for source in sources], tasks)
 
     return Candidate("ensemble", "ensemble", tuple(s.model for s in sources), logits)
 
@@ -115,24 +114,23 @@ def merged(
     return Candidate(name, kind, (model,), lambda batch: forward(model, batch))
 
 
-def one_trunk(
+def one_trunks(
     sources: Sequence[Source],
-    position: int,
     tasks: Sequence[Task],
     inputs: Any,
     batch_size: int,
     accelerator: Accelerator | None = None,
     progress: bool = True,
-) -> Candidate:
-    """Returns the control that shames weak merges: one source's trunk, unmerged, with a new head.
+) -> list[Candidate]:
+    """Returns the controls that shame weak merges: each source's trunk, unmerged, with a new head.
 
     The head is the ridge regression of the ensemble's logits on what the source's own head reads
-    (its first head, where there are several), over unlabelled inputs. Every process sums the
-    moments of its own batches and they are reduced once, so all of them solve the same system.
+    (its first head, where there are several), over unlabelled inputs. Every source runs once on
+    every input. Every process sums the moments of its own batches and they are reduced once, so all
+    of them solve the same systems.
 
     Args:
         sources: The sources of the merge.
-        position: Whose trunk.
         tasks: The tasks of the merge.
         inputs: A map-style data set of keyword arguments for the models.
         batch_size: Inputs per forward.
@@ -140,32 +138,47 @@ def one_trunk(
         progress: Show a progress bar, on the main process.
 
     Raises:
-        HfZipError: There are no inputs or no tasks, or the source has no head.
+        HfZipError: There are no inputs or no tasks, or a source has no head.
     """
-    source, labels = sources[position], _num_labels(tasks)
-    names = head_names(source.model, adapter_for(source.model.config.model_type))
-    if not names:
-        raise HfZipError(f"{source.reference!r} has no task head, so its trunk cannot be given one")
-    _check_rows(inputs)
+    labels = _num_labels(tasks)
+    taps = [_head_input(source) for source in sources]
+    if not len(inputs):
+        raise HfZipError("there are no calibration inputs; give a data set with at least one row")
     accelerator = accelerator or make_accelerator()
-    for each in sources:
-        each.model.to(accelerator.device).eval()
-    model, tap = source.model, Tap(names[0], "input")
-    teachers = ensemble(sources, tasks)
-    size = model.get_submodule(tap.module).in_features
-    moments = Covariance(size + labels, accelerator.device)
-    sums = moments.state()["sum"]
+    models = [source.model.to(accelerator.device).eval() for source in sources]
+    sizes = [m.get_submodule(tap.module).in_features for m, tap in zip(models, taps, strict=True)]
+    moments = [Covariance(size + labels, accelerator.device) for size in sizes]
     loader = accelerator.prepare(DataLoader(inputs, batch_size=batch_size, shuffle=False))
     with torch.inference_mode():
         for batch in tqdm(loader, desc="one trunk", disable=not progress, leave=False):
-            pair = [observe(model, [tap], batch)[tap], teachers.logits(batch)]
-            moments.update(torch.cat(pair, dim=1).to(sums))
-    head = _linear(*regress(reduced(moments, accelerator), size)).to(accelerator.device)
+            answers, read = [], []
+            for model, tap in zip(models, taps, strict=True):
+                with capture(model, [tap]) as seen:
+                    answers.append(forward(model, batch))
+                read.append(seen[tap])
+            wanted = _of_tasks(answers, tasks)
+            for sums, features in zip(moments, read, strict=True):
+                sums.update(torch.cat([features, wanted], dim=1))
+    heads = [
+        _linear(*regress(reduced(sums, accelerator), size)).to(accelerator.device)
+        for sums, size in zip(moments, sizes, strict=True)
+    ]
+    return [_one_trunk(*parts) for parts in zip(sources, taps, heads, strict=True)]
+
+
+def _head_input(source: Source) -> Tap:
+    names = head_names(source.model, adapter_for(source.model.config.model_type))
+    if not names:
+        raise HfZipError(f"{source.reference!r} has no task head, so its trunk cannot be given one")
+    return Tap(names[0], "input")
+
+
+def _one_trunk(source: Source, tap: Tap, head: nn.Linear) -> Candidate:
     return Candidate(
         f"one trunk ({_called(source)})",
         "control",
-        (model.base_model, head),
-        lambda batch: head(observe(model, [tap], batch)[tap]),
+        (source.model.base_model, head),
+        lambda batch: head(observe(source.model, [tap], batch)[tap]),
     )
 
 
@@ -175,14 +188,16 @@ def forward(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch labels
     return logits.float()
 
 
+def _of_tasks(
+    answers: Sequence[Float[Tensor, "batch _"]], tasks: Sequence[Task]
+) -> Float[Tensor, "batch labels"]:
+    """The columns of all tasks from the logits of all sources."""
+    return torch.cat([_mean_of_members(answers, task) for task in tasks], dim=1)
+
+
 def _mean_of_members(answers: Sequence[Tensor], task: Task) -> Tensor:
     members = zip(task.members, task.rows, strict=True)
     return torch.stack([answers[member][:, list(rows)] for member, rows in members]).mean(dim=0)
-
-
-def _check_rows(inputs: Any) -> None:
-    if not isinstance(inputs, Sized) or not len(inputs):
-        raise HfZipError("there are no calibration inputs; give a data set with at least one row")
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from hf_zip.assemble import assemble
-from hf_zip.candidates import Candidate, ensemble, merged, one_trunk, parent
+from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
 from hf_zip.evaluate import Evaluation, evaluate
 from hf_zip.methods import MergeInputs, WeightOptions, method_named
 from hf_zip.preparation import Prepared
@@ -42,18 +42,14 @@ def measure(
     if runtime.calibration is None:
         skipped["one trunk"] = "its least-squares head needs calibration data, and none were given"
     else:
-        candidates += [
-            one_trunk(
-                sources,
-                position,
-                tasks,
-                runtime.calibration,
-                runtime.batch_size,
-                runtime.accelerator,
-                runtime.progress,
-            )
-            for position in range(len(sources))
-        ]
+        candidates += one_trunks(
+            sources,
+            tasks,
+            runtime.calibration,
+            runtime.batch_size,
+            runtime.accelerator,
+            runtime.progress,
+        )
     candidates += [merged(other, tasks, called) for called, other in (others or {}).items()]
     candidates.append(merged(model, tasks, name or method))
     batch_size = max((spec.batch_size for spec in request.recipe.evaluation), default=64)

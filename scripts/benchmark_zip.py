@@ -40,7 +40,7 @@ from zip_tables import report, tables
 
 import hf_zip
 from hf_zip.calibration import from_memory
-from hf_zip.candidates import Candidate, ensemble, merged, one_trunk, parent
+from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
 from hf_zip.evaluate import evaluate
 from hf_zip.recipe import ModelSpec
 from hf_zip.report import versions
@@ -261,11 +261,10 @@ def references(
 ) -> list[Candidate]:
     """Returns what merges are compared with: parents, ensemble, and all one-trunk controls."""
     inputs = from_memory(calibration)
-    models = range(len(sources))
     return [
-        *(parent(sources, k, tasks) for k in models),
+        *(parent(sources, k, tasks) for k in range(len(sources))),
         ensemble(sources, tasks),
-        *(one_trunk(sources, k, tasks, inputs, BATCH, progress=False) for k in models),
+        *one_trunks(sources, tasks, inputs, BATCH, progress=False),
     ]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
 
-from hf_zip.candidates import Candidate, ensemble, merged, one_trunk, parent
+from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
 from hf_zip.cost import macs, parameters
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation, evaluate
@@ -147,7 +147,7 @@ def test_one_trunk_is_the_ridge_regression_of_the_ensembles_logits():
     pair = sources(vit(labels=3), vit(labels=2, seed=1))
     tasks = resolve_tasks(pair)
     batch, unseen = images(pair[0].model, 50), images(pair[0].model, 7, seed=9)
-    control = one_trunk(pair, 1, tasks, rows(batch), 8, progress=False)
+    control = one_trunks(pair, tasks, rows(batch), 8, progress=False)[1]
     with torch.inference_mode():
         targets = torch.cat([s.model(**batch).logits for s in pair], dim=1).double().numpy()
         found = control.logits(unseen).double().numpy()
@@ -175,7 +175,7 @@ def test_one_trunk_reads_the_first_of_several_heads():
     model = randomise(DeiTForImageClassificationWithTeacher(config).eval())
     alone = sources(model)
     data = rows(images(model, 20))
-    control = one_trunk(alone, 0, resolve_tasks(alone), data, 8, progress=False)
+    control = one_trunks(alone, resolve_tasks(alone), data, 8, progress=False)[0]
     seen = []
     handle = model.cls_classifier.register_forward_hook(lambda _, args, __: seen.append(args[0]))
     with torch.inference_mode():
@@ -256,9 +256,9 @@ def test_candidates_that_cannot_be_built_are_refused():
     with pytest.raises(HfZipError, match="'m' has 3 labels, but the 2 tasks have 5 in all"):
         merged(alone[0].model, [A, B], "m")
     with pytest.raises(HfZipError, match="'runs/0' has no task head"):
-        one_trunk(headless, 0, tasks, rows(images(headless[0].model)), 4)
+        one_trunks(headless, tasks, rows(images(headless[0].model)), 4)
     with pytest.raises(HfZipError, match="there are no calibration inputs"):
-        one_trunk(alone, 0, tasks, [], 4)
+        one_trunks(alone, tasks, [], 4)
 
 
 SCRIPT = """
@@ -269,7 +269,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 
-from hf_zip.candidates import Candidate, ensemble, one_trunk, parent
+from hf_zip.candidates import Candidate, ensemble, one_trunks, parent
 from hf_zip.collect import make_accelerator
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import evaluate
@@ -281,7 +281,7 @@ torch.set_num_threads(1)
 accelerator = make_accelerator()
 pair = [Source("a", vit(labels=3), "a", "a"), Source("b", vit(labels=2, seed=1), "b", "b")]
 tasks = resolve_tasks(pair)
-control = one_trunk(pair, 1, tasks, rows(images(pair[0].model, 37)), 4, accelerator, False)
+control = one_trunks(pair, tasks, rows(images(pair[0].model, 37)), 4, accelerator, False)[1]
 both = ensemble(pair, tasks)
 batches = 0
 
