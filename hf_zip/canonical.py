@@ -11,6 +11,36 @@ from hf_zip.errors import HfZipError
 from hf_zip.groups import Axis, base_name, blocks, head_names, merge_groups
 
 
+def obstacle(adapter: Adapter) -> str:
+    """Returns why the models of a family have no canonical form; nothing if they have one.
+
+    Args:
+        adapter: The family's table.
+    """
+    if not adapter.pre_norm:
+        return f"the blocks of {adapter.name!r} do not normalise what they read (post-norm)"
+    if adapter.embedding_norms:
+        return f"{adapter.embedding_norms[0]} of {adapter.name!r} normalises the embeddings"
+    return ""
+
+
+def check_canonical(adapter: Adapter) -> None:
+    """Checks that the models of a family have a canonical form.
+
+    Args:
+        adapter: The family's table.
+
+    Raises:
+        HfZipError: They have none.
+    """
+    found = obstacle(adapter)
+    if found:
+        raise HfZipError(
+            f"{found}, so gains and biases are part of the stream, which can be neither rotated "
+            "nor refitted without loss; use 'permute' or 'zipit'"
+        )
+
+
 def canonical(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     """Returns a copy that computes the same with plain normalisations and a centred stream.
 
@@ -23,11 +53,12 @@ def canonical(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         adapter: Its family's table.
 
     Raises:
-        HfZipError: The family is post-norm, or the model's stream is read by something else than
-            its blocks and its head.
+        HfZipError: The family has no canonical form, the model has no task head, or its stream is
+            read by something else than linear layers.
 
     Source: SliceGPT (https://arxiv.org/abs/2401.15024), section 3.2.
     """
+    check_canonical(adapter)
     changed = copy.deepcopy(model)
     heads = head_names(changed, adapter)
     if not heads:

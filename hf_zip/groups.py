@@ -1,7 +1,7 @@
 """A family's table → merge groups: which dimensions of which parameters carry the same features."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.errors import HfZipError
+from hf_zip.names import Names
 
-Role = Literal["stream", "value", "query_key", "mlp"]
+Role = Literal["stream", "embeddings", "value", "query_key", "mlp", "pooler"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class MergeGroup:
 def merge_groups(model: PreTrainedModel, adapter: Adapter) -> tuple[MergeGroup, ...]:
     """Returns the merge groups of a model: its stream, then per block its heads and its MLP.
 
+    After the stream come the embeddings where they have features of their own, and last the
+    poolers. Groups that share an axis are one: a decoder that is tied to the word embeddings reads
+    in their features what the layer before it writes.
+
     Args:
         model: A model of the adapter's family, with or without a task head.
         adapter: The family's table.
@@ -70,12 +75,14 @@ def merge_groups(model: PreTrainedModel, adapter: Adapter) -> tuple[MergeGroup, 
         HfZipError: A parameter is covered by no group and no head, or an axis has another size
             than its group.
     """
-    names = _Names(model, adapter)
-    groups = [_stream(names)]
+    names = Names(model, adapter)
+    groups = _stream(names)
     for layer in range(names.num_layers):
         groups += _attention(names, layer)
         groups.append(_mlp(names, layer))
-    _check_coverage(model, adapter, groups)
+    for pooler in _poolers(names):
+        groups = _united(groups, pooler)
+    _check_coverage(names, groups)
     return tuple(groups)
 
 
@@ -91,8 +98,8 @@ class Block:
         output: See `query`.
         mlp_in: First linear layer of the MLP.
         mlp_out: Second linear layer of the MLP.
-        attention_norm: Normalisation of what the attention reads.
-        mlp_norm: Normalisation of what the MLP reads.
+        attention_norm: Normalisation of what the attention reads, or of what it has written.
+        mlp_norm: The same of the MLP.
     """
 
     name: str
@@ -107,17 +114,8 @@ class Block:
 
 
 def blocks(model: PreTrainedModel, adapter: Adapter) -> tuple[Block, ...]:
-    """Returns the blocks of a model in the order in which they run.
-
-    Raises:
-        HfZipError: The family's blocks do not normalise what they read.
-    """
-    if not adapter.pre_norm:
-        raise HfZipError(
-            f"the blocks of {adapter.name!r} do not normalise what they read (post-norm), so they "
-            "cannot be refitted one by one; use another merge method"
-        )
-    names = _Names(model, adapter)
+    """Returns the blocks of a model in the order in which they run."""
+    names = Names(model, adapter)
     attention_norm, mlp_norm = adapter.block_norms
     found = []
     for layer in range(names.num_layers):
@@ -136,9 +134,22 @@ def blocks(model: PreTrainedModel, adapter: Adapter) -> tuple[Block, ...]:
     return tuple(found)
 
 
+def outer_readers(model: PreTrainedModel, adapter: Adapter) -> tuple[str, ...]:
+    """Returns the names of the linear layers outside the blocks that read the stream."""
+    names = Names(model, adapter)
+    fed = [
+        linear
+        for pooler in adapter.poolers
+        if any(names.linears(pooler.dense))
+        for name in pooler.readers
+        for linear in names.linears(name)
+    ]
+    return tuple(linear for linear in _outer(names) if linear not in fed)
+
+
 def base_name(model: PreTrainedModel, adapter: Adapter, name: str) -> str:
     """Returns the full name of a module or parameter that a table names below the base model."""
-    return _Names(model, adapter).base(name)
+    return Names(model, adapter).base(name)
 
 
 def head_names(model: nn.Module, adapter: Adapter) -> tuple[str, ...]:
@@ -147,77 +158,86 @@ def head_names(model: nn.Module, adapter: Adapter) -> tuple[str, ...]:
     return tuple(name for name in adapter.heads if isinstance(modules.get(name), nn.Linear))
 
 
-class _Names:
-    """Resolves a table's relative names to the parameters that a model really has."""
-
-    def __init__(self, model: PreTrainedModel, adapter: Adapter) -> None:
-        self.model, self.adapter = model, adapter
-        self.parameters = dict(model.named_parameters())
-        self.modules = dict(model.named_modules())
-        prefix = model.base_model_prefix
-        self.prefix = f"{prefix}." if prefix in self.modules else ""
-        blocks = self.modules.get(self.prefix + adapter.layers)
-        if not isinstance(blocks, nn.ModuleList) or not len(blocks):
-            raise HfZipError(
-                f"{type(model).__name__} has no blocks at {self.prefix + adapter.layers!r}, where "
-                f"the adapter {adapter.name!r} expects them; the adapter does not fit this class"
-            )
-        self.num_layers = len(blocks)
-
-    def base(self, name: str) -> str:
-        return self.prefix + name
-
-    def block(self, layer: int, name: str) -> str:
-        return f"{self.prefix}{self.adapter.layers}.{layer}.{name}"
-
-    def weight_and_bias(self, module: str) -> Iterator[Axis]:
-        """The output axis of a linear layer, or a normalisation's only axis."""
-        for kind in ("weight", "bias"):
-            if f"{module}.{kind}" in self.parameters:
-                yield Axis(f"{module}.{kind}", 0)
-
-    def inputs(self, module: str) -> Iterator[Axis]:
-        if f"{module}.weight" in self.parameters:
-            yield Axis(f"{module}.weight", 1)
-
-    def size(self, module: str) -> int:
-        """Number of output features of a linear layer of a block."""
-        weight = self.parameters.get(f"{module}.weight")
-        if weight is None:
-            raise HfZipError(
-                f"{type(self.model).__name__} has no parameter {module}.weight, which the adapter "
-                f"{self.adapter.name!r} names; the adapter does not fit this class"
-            )
-        return weight.shape[0]
-
-
-def _stream(names: _Names) -> MergeGroup:
+def _stream(names: Names) -> list[MergeGroup]:
+    """The stream and, where they are projected to it, the embeddings."""
     table = names.adapter
-    writers: list[Axis] = []
-    for name, dim in table.embeddings.items():
-        if names.base(name) in names.parameters:
-            writers.append(Axis(names.base(name), dim))
+    embeddings = [*_embeddings(names)]
+    projections = [*names.linears(table.embedding_projection)]
+    own = [_embedding_group(names, embeddings, projections)] if projections else []
+    writers = [axis for name in projections for axis in _written(names, name)]
+    writers += [] if projections else embeddings
     readers: list[Axis] = []
     for layer in range(names.num_layers):
         for module in (*table.block_norms, table.output, table.mlp_out):
-            writers += names.weight_and_bias(names.block(layer, module))
+            writers += _written(names, names.block(layer, module))
         for module in (table.query, table.key, table.value, table.mlp_in):
-            readers += names.inputs(names.block(layer, module))
-    for module in table.norms:
-        writers += names.weight_and_bias(names.base(module))
-    for module in table.readers:
-        readers += names.inputs(names.base(module))
-    for module in table.heads:
-        readers += names.inputs(module)
+            readers += _read(names, names.block(layer, module))
+    for norm in table.norms:
+        writers += [axis for place in names.places(norm) for axis in _written(names, place)]
+    for linear in outer_readers(names.model, table):
+        readers += _read(names, linear)
+    first = projections or [names.base(table.embedding_output)]
     blocks = [f"{names.base(table.layers)}.{layer}" for layer in range(names.num_layers)]
-    taps = [Tap(module, "output") for module in (names.base(table.embedding_output), *blocks)]
+    taps = [Tap(module, "output") for module in (*first, *blocks)]
     size = names.size(names.block(0, table.mlp_out))
-    return MergeGroup("stream", "stream", size, tuple(taps), tuple(writers), tuple(readers))
+    stream = MergeGroup("stream", "stream", size, tuple(taps), tuple(writers), tuple(readers))
+    return [stream, *own]
 
 
-def _attention(names: _Names, layer: int) -> list[MergeGroup]:
+def _embeddings(names: Names) -> Iterator[Axis]:
+    for name, dim in names.adapter.embeddings.items():
+        for place in names.places(name):
+            parameter = names.parameter(place)
+            if parameter is not None:
+                yield Axis(parameter, dim)
+    for norm in names.adapter.embedding_norms:
+        for place in names.places(norm):
+            yield from _written(names, place)
+
+
+def _embedding_group(
+    names: Names, writers: Sequence[Axis], projections: Sequence[str]
+) -> MergeGroup:
+    return MergeGroup(
+        name="embeddings",
+        role="embeddings",
+        size=names.modules[projections[0]].in_features,
+        taps=(Tap(names.base(names.adapter.embedding_output), "output"),),
+        writers=tuple(writers),
+        readers=tuple(axis for name in projections for axis in _read(names, name)),
+    )
+
+
+def _poolers(names: Names) -> Iterator[MergeGroup]:
+    for pooler in names.adapter.poolers:
+        readers = [linear for name in pooler.readers for linear in names.linears(name)]
+        for dense in names.linears(pooler.dense) if readers else ():
+            norms = [place for name in pooler.norms for place in names.places(name)]
+            yield MergeGroup(
+                name=pooler.dense,
+                role="pooler",
+                size=names.modules[dense].out_features,
+                # What goes into the activation: units that are never active show nothing after it.
+                taps=(Tap(dense, "output"),),
+                writers=tuple(a for name in (dense, *norms) for a in _written(names, name)),
+                readers=tuple(axis for name in readers for axis in _read(names, name)),
+            )
+
+
+def _united(groups: Sequence[MergeGroup], pooler: MergeGroup) -> list[MergeGroup]:
+    """The groups with one more; its axes join the group that it shares one with."""
+    for position, group in enumerate(groups):
+        if set(group.axes) & set(pooler.axes):
+            added = tuple(axis for axis in pooler.readers if axis not in group.axes)
+            joined = replace(
+                group, writers=group.writers + pooler.writers, readers=group.readers + added
+            )
+            return [*groups[:position], joined, *groups[position + 1 :]]
+    return [*groups, pooler]
+
+
+def _attention(names: Names, layer: int) -> list[MergeGroup]:
     table = names.adapter
-    num_heads: int = names.model.config.num_attention_heads
     query, key, value, output = (
         names.block(layer, module) for module in (table.query, table.key, table.value, table.output)
     )
@@ -226,9 +246,9 @@ def _attention(names: _Names, layer: int) -> list[MergeGroup]:
         role="value",
         size=names.size(value),
         taps=(Tap(output, "input"),),
-        writers=tuple(names.weight_and_bias(value)),
-        readers=tuple(names.inputs(output)),
-        num_heads=num_heads,
+        writers=tuple(_written(names, value)),
+        readers=tuple(_read(names, output)),
+        num_heads=names.num_heads,
     )
     # Queries meet keys feature by feature, so both are written alike and nothing reads them.
     scores = MergeGroup(
@@ -236,15 +256,15 @@ def _attention(names: _Names, layer: int) -> list[MergeGroup]:
         role="query_key",
         size=names.size(query),
         taps=(Tap(query, "output"), Tap(key, "output")),
-        writers=(*names.weight_and_bias(query), *names.weight_and_bias(key)),
+        writers=(*_written(names, query), *_written(names, key)),
         readers=(),
-        num_heads=num_heads,
+        num_heads=names.num_heads,
         linked=values.name,
     )
     return [values, scores]
 
 
-def _mlp(names: _Names, layer: int) -> MergeGroup:
+def _mlp(names: Names, layer: int) -> MergeGroup:
     first, second = (
         names.block(layer, module) for module in (names.adapter.mlp_in, names.adapter.mlp_out)
     )
@@ -253,32 +273,50 @@ def _mlp(names: _Names, layer: int) -> MergeGroup:
         role="mlp",
         size=names.size(first),
         taps=(Tap(second, "input"),),
-        writers=tuple(names.weight_and_bias(first)),
-        readers=tuple(names.inputs(second)),
+        writers=tuple(_written(names, first)),
+        readers=tuple(_read(names, second)),
     )
 
 
-def _check_coverage(model: PreTrainedModel, adapter: Adapter, groups: list[MergeGroup]) -> None:
-    parameters = dict(model.named_parameters())
+def _written(names: Names, module: str) -> Iterator[Axis]:
+    """The output axes of a linear layer, or the only ones of a normalisation."""
+    for parameter in names.weight_and_bias(module):
+        yield Axis(parameter, 0)
+
+
+def _read(names: Names, linear: str) -> Iterator[Axis]:
+    """The input axis of a linear layer."""
+    weight = names.parameter(f"{linear}.weight")
+    if weight is not None:
+        yield Axis(weight, 1)
+
+
+def _check_coverage(names: Names, groups: Sequence[MergeGroup]) -> None:
     sizes = {axis: group for group in groups for axis in group.axes}
     for axis, group in sizes.items():
-        shape = tuple(parameters[axis.parameter].shape)
+        shape = tuple(names.parameters[axis.parameter].shape)
         if axis.dim >= len(shape) or shape[axis.dim] != group.size:
             raise HfZipError(
                 f"{axis.parameter} has shape {shape}, but its dimension {axis.dim} should carry "
                 f"the {group.size} features of {group.name!r}"
             )
     covered = {axis.parameter for axis in sizes}
-    heads = tuple(f"{name}." for name in adapter.heads)
-    lost = [name for name in parameters if name not in covered and not name.startswith(heads)]
-    # A reader outside the blocks (a pooler) ends in features that are outputs: they stay put.
-    lost = [name for name in lost if not name.endswith(_outputs(adapter))]
+    # What is written outside the groups are outputs, such as labels: they stay put.
+    covered |= {name for linear in _outer(names) for name in names.weight_and_bias(linear)}
+    covered |= {place for name in names.adapter.outputs for place in names.places(name)}
+    lost = [name for name in names.parameters if name not in covered]
     if lost:
         raise HfZipError(
-            f"{type(model).__name__} has parameters that the adapter {adapter.name!r} does not "
-            f"cover: {', '.join(lost)}; name them in the adapter's table"
+            f"{type(names.model).__name__} has parameters that the adapter "
+            f"{names.adapter.name!r} does not cover: {', '.join(lost)}; name them in the adapter's "
+            "table"
         )
 
 
-def _outputs(adapter: Adapter) -> tuple[str, ...]:
-    return tuple(f"{name}.bias" for name in adapter.readers)
+def _outer(names: Names) -> list[str]:
+    """The linear layers outside the blocks, after them."""
+    table = names.adapter
+    tables = (*table.readers, *table.heads)
+    hidden = (name for pooler in table.poolers for name in (pooler.dense, *pooler.readers))
+    found = (linear for name in (*tables, *hidden) for linear in names.linears(name))
+    return list(dict.fromkeys(found))

@@ -23,9 +23,9 @@ class Plan:
     """How each kind of group is matched.
 
     Args:
-        stream: The residual stream.
+        stream: The residual stream, and the embeddings where they have features of their own.
         heads: Attention heads, as wholes, with their inner features permuted.
-        mlp: Hidden units of the MLPs.
+        mlp: Hidden units of the MLPs and of the poolers.
         alpha: See `hf_zip.matching.zip.zip_features`.
         beta: See `hf_zip.matching.zip.zip_features`.
     """
@@ -108,9 +108,11 @@ def _circuits(groups: Sequence[MergeGroup]) -> list[list[MergeGroup]]:
 def _how(group: MergeGroup, plan: Plan) -> How:
     return {
         "stream": plan.stream,
+        "embeddings": plan.stream,
         "value": plan.heads,
         "query_key": plan.heads,
         "mlp": plan.mlp,
+        "pooler": plan.mlp,
     }[group.role]
 
 

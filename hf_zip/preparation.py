@@ -1,7 +1,7 @@
 """A request → sources fit to be merged, and what every method works on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import Adapter, adapter_for
+from hf_zip.canonical import check_canonical
 from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.groups import head_names, merge_groups
@@ -80,7 +81,10 @@ def prepare(
     )
     sources = request.load_sources()
     adapter = adapter_for(sources[0].model.config.model_type)
+    if method.requires.canonical:
+        check_canonical(adapter)
     heads = head_names(sources[0].model, adapter)
+    _check_rows(sources, adapter)
     tasks = resolve_tasks(sources, force) if heads else ()
     findings = preflight(
         sources,
@@ -139,6 +143,18 @@ def covariances(inputs: MergeInputs) -> dict[str, tuple[torch.Tensor, ...]]:
     for (name, _), statistic in zip(observations, found, strict=True):
         by_group[name] = (*by_group.get(name, ()), statistic.covariance().cpu())
     return by_group
+
+
+def _check_rows(sources: Sequence[Source], adapter: Adapter) -> None:
+    for source in sources:
+        labels = source.model.config.num_labels
+        for head in head_names(source.model, adapter):
+            rows = source.model.get_submodule(head).out_features
+            if rows != labels:
+                raise HfZipError(
+                    f"{head} of {source.reference!r} has {rows} rows, but its config names "
+                    f"{labels} labels; only heads with one row per label can be merged"
+                )
 
 
 def _check_depth(recipe: Recipe, model: PreTrainedModel) -> None:

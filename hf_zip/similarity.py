@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
+from hf_zip.groups import base_name, blocks
 from hf_zip.sources import Source
 
 Initialisation = Literal["shared", "different", "unclear"]
@@ -88,18 +89,16 @@ def initialisation(pairs: Sequence[PairSimilarity]) -> Initialisation:
 
 def _weights(model: PreTrainedModel, adapter: Adapter) -> dict[str, list[Tensor]]:
     """Returns the parameters of every role, in the model's order."""
-    endings: dict[str, tuple[str, ...]]
-    endings = {role: (f".{getattr(adapter, role)}.weight",) for role in LINEAR_ROLES}
-    endings["embeddings"] = tuple(f".{name}" for name in adapter.embeddings)
+    layers = blocks(model, adapter)
+    names = {role: [f"{getattr(layer, role)}.weight" for layer in layers] for role in LINEAR_ROLES}
+    names["embeddings"] = [base_name(model, adapter, name) for name in adapter.embeddings]
+    parameters = dict(model.named_parameters())
     found: dict[str, list[Tensor]] = {}
-    for role, ends in endings.items():
-        tensors = [
-            parameter.detach()
-            for name, parameter in model.named_parameters()
-            if f".{name}".endswith(ends) and parameter.dim() >= 2
-        ]
-        if tensors:
-            found[role] = tensors
+    for role, places in names.items():
+        tensors = [parameters[place].detach() for place in places if place in parameters]
+        wide = [tensor for tensor in tensors if tensor.dim() >= 2]
+        if wide:
+            found[role] = wide
     return found
 
 

@@ -43,11 +43,18 @@ def processor(**overrides):
     return ViTImageProcessorPil(**{"size": {"height": 8, "width": 8}, **overrides})
 
 
-def images(model, batch=16, seed=0):
+def random_inputs(model, batch=16, seed=0):
+    """What a model takes, its numbers (no tokens, no masks) in its precision."""
     generator = torch.Generator().manual_seed(seed)
     adapter = adapter_for(family(model.config))
     inputs = adapter.inputs(model.config, batch, generator)
-    return {key: value.to(model.dtype) for key, value in inputs.items()}
+    return {
+        key: value.to(model.dtype) if value.is_floating_point() else value
+        for key, value in inputs.items()
+    }
+
+
+images = random_inputs
 
 
 def rows(inputs):

@@ -16,6 +16,23 @@ from hf_zip.registry import discover
 
 
 @dataclass(frozen=True)
+class Pooler:
+    """A hidden layer between the stream and the outputs: a linear layer and an activation function.
+
+    Args:
+        dense: The linear layer. It reads the stream, or the features of the pooler that lists it as
+            a reader.
+        readers: Linear layers that read its features where a model has it, and otherwise the
+            stream. In a model with none of them, its features are outputs and stay put.
+        norms: Normalisations of its features.
+    """
+
+    dense: str
+    readers: tuple[str, ...]
+    norms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A family's table. All names are relative to what the comment of their block says.
 
@@ -27,13 +44,20 @@ class Adapter:
         model_types: The `config.model_type` values that this table describes.
         example: Returns a small randomly initialised model with a task head, for the laws.
         inputs: Returns random inputs for a config, a batch size and a generator.
+        base: Name of the base model in a model with a head; left out, its `base_model_prefix`.
 
         embeddings: Parameters that write to the residual stream before the first block, and the
-            dimension that carries its features. Relative to the base model.
-        embedding_output: Module whose output is the residual stream before the first block.
-        layers: The list of blocks.
-        norms: Normalisations of the stream outside the blocks.
-        readers: Linear layers outside the blocks that read the stream.
+            dimension that carries its features. They are looked for below the base model and below
+            the model itself; so are all names up to those of the blocks.
+        embedding_norms: Normalisations of what the embeddings write.
+        embedding_projection: Linear layer from features of the embeddings' own to the stream.
+        embedding_output: Module whose output is the residual stream before the first block, where
+            the embeddings are not projected.
+        layers: The list of blocks, relative to the base model.
+        norms: Normalisations of the stream after the blocks.
+        readers: Linear layers outside the blocks that read the stream, and whose rows are outputs.
+        poolers: Hidden layers between the stream and the outputs.
+        outputs: Parameters outside the blocks that have one value per output, and stay put.
 
         query: Linear layers of the attention, relative to a block; so are the next ones.
         key: See `query`.
@@ -44,19 +68,24 @@ class Adapter:
         block_norms: Normalisations inside a block, of the attention and of the MLP.
         pre_norm: Whether a block normalises what it reads, not what it has written.
 
-        heads: Linear layers of the task head, from the stream to labels, relative to the model.
+        heads: Linear layers of the task head, whose rows are labels, relative to the model.
     """
 
     name: str
     model_types: tuple[str, ...]
     example: Callable[[], PreTrainedModel]
     inputs: Callable[[PretrainedConfig, int, torch.Generator], dict[str, Tensor]]
+    base: str = ""
 
     embeddings: Mapping[str, int] = field(default_factory=dict)
+    embedding_norms: tuple[str, ...] = ()
+    embedding_projection: str = ""
     embedding_output: str = "embeddings"
     layers: str = "layers"
     norms: tuple[str, ...] = ()
     readers: tuple[str, ...] = ()
+    poolers: tuple[Pooler, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     query: str = ""
     key: str = ""

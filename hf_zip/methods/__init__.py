@@ -25,12 +25,14 @@ class Requires:
         calibration: Unlabelled inputs.
         covariances: The covariance of every merge group on them.
         shared_init: Models that were fine-tuned from one initialisation.
+        canonical: Models that have a canonical form, `hf_zip.canonical`.
     """
 
     base: bool = False
     calibration: bool = False
     covariances: bool = False
     shared_init: bool = False
+    canonical: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class PermuteOptions:
     Args:
         stream: The residual stream.
         heads: Attention heads, as wholes, with the features inside each head.
-        mlp: Hidden units of the MLPs.
+        mlp: Hidden units of the MLPs and of the poolers.
         refit: "head" fits the task heads anew, by least squares on the calibration inputs.
     """
 

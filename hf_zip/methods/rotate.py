@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 
 from hf_zip.canonical import canonical
-from hf_zip.errors import HfZipError
 from hf_zip.groups import MergeGroup, merge_groups
 from hf_zip.match import Covariances, Matching, Plan, match, matched_correlation
 from hf_zip.matching.correlation import mean_correlation
@@ -39,7 +38,8 @@ class RotateOptions:
         stream: The residual stream; "rotate" is any orthogonal map that keeps the mean over
             features, which LayerNorm commutes with.
         heads: Attention heads; they move as wholes, and "rotate" is any orthogonal map inside each.
-        mlp: Hidden units of the MLPs, whose activation function allows no more than a reordering.
+        mlp: Hidden units of the MLPs and of the poolers, whose activation functions allow no more
+            than a reordering.
         refit: "head" fits the task heads anew, by least squares on the calibration inputs.
     """
 
@@ -58,11 +58,6 @@ def run(inputs: MergeInputs, options: RotateOptions) -> Merged:
     and only the mean changes anything.
     """
     runtime, adapter = inputs.runtime, inputs.runtime.adapter
-    if not adapter.pre_norm:
-        raise HfZipError(
-            f"the blocks of {adapter.name!r} do not normalise what they read (post-norm), so their "
-            "stream cannot be rotated without loss; use 'permute'"
-        )
     # They ran on the accelerator's device, which may lack float64; the covariances are on the CPU.
     models = [canonical(model.cpu(), adapter) for model in runtime.models]
     groups = merge_groups(models[0], adapter)
@@ -134,7 +129,7 @@ ENTRY = MergeMethod(
     name="rotate",
     title="Features matched by rotations that leave every model's function, then averaged",
     reference="https://arxiv.org/abs/2502.00264",
-    requires=Requires(calibration=True, covariances=True),
+    requires=Requires(calibration=True, covariances=True, canonical=True),
     run=run,
     options=RotateOptions,
     model_options=WeightOptions,

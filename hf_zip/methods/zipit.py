@@ -17,7 +17,7 @@ class ZipItOptions:
         beta: In [0, 1]: share of each model's merges that may be within the model (section 4.3).
         stream: How the residual stream is matched.
         heads: How attention heads are matched, as wholes.
-        mlp: How the hidden units of the MLPs are matched.
+        mlp: How the hidden units of the MLPs and of the poolers are matched.
         refit: "head" fits the task heads anew, by least squares on the calibration inputs.
     """
 

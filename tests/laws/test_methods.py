@@ -1,21 +1,46 @@
 """Laws of every merge method, over every adapter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-import hf_zip
 from hf_zip.adapters import adapters
+from hf_zip.canonical import obstacle
+from hf_zip.collect import make_accelerator
+from hf_zip.errors import HfZipError
+from hf_zip.execution import build_model, run_method
 from hf_zip.methods import methods
-from tests.models import images, permuted, randomise
+from hf_zip.preparation import prepare
+from hf_zip.recipe import build
+from hf_zip.request import read_request
+from tests.models import permuted, random_inputs, randomise, rows
 
 METHODS = list(methods().values())
-MATCHING = [method for method in METHODS if method.requires.calibration]
 # Options at which a method gives back what all models agree on. ZipIt!'s alpha below 1 would rather
 # merge two features of one model than bring a third copy to a pair. ZipFit's ridge shrinks.
 LOSSLESS = {"zipit": {"alpha": 1.0}, "zipfit": {"penalty": 1e-10, "head_penalty": 1e-10}}
 every_adapter = pytest.mark.parametrize(
     "adapter", adapters().values(), ids=lambda adapter: adapter.name
 )
+
+
+def allowed(method, adapter):
+    """Whether the family has what the method requires of it."""
+    return not (method.requires.canonical and obstacle(adapter))
+
+
+def pairs(*, allow=True, matching=False):
+    """A parametrisation by the methods and families that go together, or do not."""
+    return pytest.mark.parametrize(
+        ("adapter", "method"),
+        [
+            pytest.param(adapter, method, id=f"{adapter.name}-{method.name}")
+            for adapter in adapters().values()
+            for method in METHODS
+            if allowed(method, adapter) == allow and (method.requires.calibration or not matching)
+        ],
+    )
 
 
 def example(adapter):
@@ -26,27 +51,23 @@ def example(adapter):
 
 def merge(method, models):
     """Merges models of one task on random inputs."""
-    calibration = images(models[0], 128, seed=7)["pixel_values"]
-    return hf_zip.merge(
-        models,
-        method=method.name,
-        tasks=["same"] * len(models),
-        calibration=calibration if method.requires.calibration else None,
-        parameters=LOSSLESS.get(method.name),
-        force=True,
-        progress=False,
-    ).model
+    request = read_request(models, method=method.name, tasks=["same"] * len(models))
+    prepared = prepare(request, method, True, make_accelerator(), progress=False)
+    calibration = rows(random_inputs(models[0], 128, seed=7))
+    runtime = replace(prepared.inputs.runtime, calibration=calibration)
+    prepared = replace(prepared, inputs=replace(prepared.inputs, runtime=runtime))
+    options = build(method.options, LOSSLESS.get(method.name, {}), "parameters")
+    return build_model(run_method(method, prepared, options), prepared, {}, None, torch.float32)[0]
 
 
 def relative_error(model, other):
     with torch.inference_mode():
-        a, b = (m.double()(**images(m, 64, seed=3)).logits for m in (model, other))
+        a, b = (m.double()(**random_inputs(m, 64, seed=3)).logits for m in (model, other))
     agreement = (a.argmax(-1) == b.argmax(-1)).float().mean().item()
     return ((a - b).abs().max() / a.abs().max()).item(), agreement
 
 
-@every_adapter
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pairs()
 @pytest.mark.parametrize("copies", [1, 2, 3])
 def test_a_model_merged_with_itself_is_itself(adapter, method, copies):
     model = example(adapter)
@@ -55,8 +76,7 @@ def test_a_model_merged_with_itself_is_itself(adapter, method, copies):
     assert agreement == 1
 
 
-@every_adapter
-@pytest.mark.parametrize("method", MATCHING, ids=lambda method: method.name)
+@pairs(matching=True)
 @pytest.mark.parametrize("copies", [1, 2])
 def test_a_permuted_copy_is_matched_back(adapter, method, copies):
     model = example(adapter)
@@ -76,8 +96,7 @@ def test_averaging_a_permuted_copy_is_ruinous(adapter):
     assert agreement < 0.9
 
 
-@every_adapter
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pairs()
 def test_the_same_merge_twice_is_the_same(adapter, method):
     models = [example(adapter), randomise(adapter.example().double().eval(), 5)]
     once, again = merge(method, models), merge(method, models)
@@ -85,8 +104,15 @@ def test_the_same_merge_twice_is_the_same(adapter, method):
         assert torch.equal(parameter, again.get_parameter(name)), name
 
 
-@every_adapter
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pairs(allow=False)
+def test_a_family_that_a_method_cannot_merge_is_refused_before_the_work(adapter, method):
+    request = read_request([example(adapter)] * 2, method=method.name, tasks=["same"] * 2)
+    request = replace(request, calibration="never looked at")
+    with pytest.raises(HfZipError, match=rf"{adapter.name!r}.*use 'permute'"):
+        prepare(request, method, True, make_accelerator(), progress=False)
+
+
+@pairs()
 def test_sources_are_left_as_they_were(adapter, method):
     models = [example(adapter), randomise(adapter.example().double().eval(), 5)]
     before = [{name: p.clone() for name, p in m.named_parameters()} for m in models]
