@@ -124,9 +124,11 @@ def compare_configs(first: Source, other: Source, force: bool) -> Iterator[Findi
     pair, (a, b) = both(first, other), (first.model.config, other.model.config)
     everywhere = {field.name for field in dataclasses.fields(PretrainedConfig)}
     keys = [field.name for field in dataclasses.fields(a) if field.name not in everywhere]
+    # Some families give their shapes names of their own.
+    shapes = {a.attribute_map.get(key, key) for key in _SHAPES}
     for key in keys:
         x, y = _value(a, key), _value(b, key)
-        if x == y or key in _SHAPES:
+        if x == y or key in shapes:
             continue
         problem = f"{pair} differ in {key}, {x!r} and {y!r}"
         if key in _WITHOUT_EFFECT or "drop" in key:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import Adapter, adapter_for
+from hf_zip.canonical import obstacle
 from hf_zip.compatibility import (
     Finding,
     both,
@@ -22,11 +23,11 @@ from hf_zip.tasks import Task, labels_of, says_nothing
 _SUGGESTIONS: dict[Initialisation, str] = {
     "shared": "average: the models' weights are alike part by part, so their mean makes sense",
     "different": (
-        "zipfit: the models' weights are unrelated part by part, so their mean is noise; zipfit "
-        "solves every layer again for what the models do on calibration inputs"
+        "{name}: the models' weights are unrelated part by part, so their mean is noise; {name} "
+        "{way} on calibration inputs"
     ),
     "unclear": (
-        "compare zipfit with average on evaluation data: the models' weights are neither clearly "
+        "compare {name} with average on evaluation data: the models' weights are neither clearly "
         "alike nor clearly unrelated"
     ),
 }
@@ -83,7 +84,7 @@ def preflight(
             pairs = similarities(sources, adapter)
             findings += _identical(sources)
             if needs_shared_init:
-                findings += _initialisation(pairs, method or "this method", force)
+                findings += _initialisation(pairs, adapter, method or "this method", force)
 
     errors = [finding.message for finding in findings if finding.level == "error"]
     if errors:
@@ -97,7 +98,7 @@ def preflight(
         findings=tuple(sorted(findings, key=lambda finding: finding.level != "warning")),
         similarities=pairs,
         initialisation=verdict,
-        suggestion=_SUGGESTIONS[verdict],
+        suggestion=_suggestion(verdict, adapter_for(_type(first))),
     )
 
 
@@ -164,7 +165,22 @@ def _identical(sources: Sequence[Source]) -> Iterator[Finding]:
                 yield Finding("info", "identical", f"{both(first, other)} have the same weights")
 
 
-def _initialisation(pairs: Sequence[PairSimilarity], method: str, force: bool) -> Iterator[Finding]:
+def _for_unrelated(adapter: Adapter) -> tuple[str, str]:
+    """The method for models whose weights are unrelated, and its way."""
+    if obstacle(adapter):
+        return "permute", "first matches the features of the models"
+    return "zipfit", "solves every layer again for what the models do"
+
+
+def _suggestion(verdict: Initialisation, adapter: Adapter) -> str:
+    name, way = _for_unrelated(adapter)
+    return _SUGGESTIONS[verdict].format(name=name, way=way)
+
+
+def _initialisation(
+    pairs: Sequence[PairSimilarity], adapter: Adapter, method: str, force: bool
+) -> Iterator[Finding]:
+    name, way = _for_unrelated(adapter)
     for pair in pairs:
         cosines = ", ".join(f"{role} {cosine:.2f}" for role, cosine in pair.cosines.items())
         problem = (
@@ -175,7 +191,7 @@ def _initialisation(pairs: Sequence[PairSimilarity], method: str, force: bool) -
             yield refused(
                 "initialisation",
                 f"{problem} unrelated (cosines: {cosines})",
-                "Use zipfit, which solves every layer again",
+                f"Use {name}, which {way}",
                 f"{method} is used all the same",
                 force,
             )

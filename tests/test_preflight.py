@@ -3,9 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import ViTModel
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, ViTModel
 
+from hf_zip.adapters import adapter_for
 from hf_zip.adapters import vit as vit_adapter
+from hf_zip.adapters.bert import example as bert
 from hf_zip.adapters.deit import example as deit
 from hf_zip.errors import HfZipError
 from hf_zip.preflight import Preflight, preflight, render
@@ -13,6 +15,8 @@ from hf_zip.similarity import LINEAR_ROLES, ROLES, PairSimilarity, initialisatio
 from hf_zip.sources import Source, from_model
 from hf_zip.tasks import resolve_tasks
 from tests.models import permuted, processor, vit
+
+TINY = {"vocab_size": 31, "n_layers": 2, "n_heads": 2, "hidden_dim": 28}
 
 
 def finetuned(model, seed, amount=0.05, names=None):
@@ -300,7 +304,7 @@ def test_a_method_for_shared_initialisations():
     different = vit(hidden_size=48, seed=1), vit(hidden_size=48, seed=2)
     text = (
         r"average is for models that .* 'model 0' and 'model 1' are unrelated \(cosines: query "
-        r".*, embeddings .*\)\. Use zipfit, which solves every layer again, or pass --force"
+        r".*, embeddings .*\)\. Use zipfit, which solves every layer again for .*, or pass --force"
     )
     with pytest.raises(HfZipError, match=text):
         check(*different, needs_shared_init=True, method="average")
@@ -354,3 +358,29 @@ def test_sources_are_left_as_they_are():
     for source, state in zip(found, before, strict=True):
         assert isinstance(source, Source)
         assert all(torch.equal(t, state[n]) for n, t in source.model.state_dict().items())
+
+
+def test_models_that_cannot_be_refitted_are_to_be_permuted():
+    torch.manual_seed(0)
+    found = check(bert(), bert(), processors=[None, None])
+    assert found.initialisation == "different"
+    assert found.suggestion.startswith("permute: ")
+    with pytest.raises(HfZipError, match=r"Use permute, which first matches the features"):
+        check(bert(), bert(), processors=[None, None], needs_shared_init=True)
+
+
+def test_shapes_under_names_of_the_family_are_reported_once():
+    a, b = (DistilBertForSequenceClassification(DistilBertConfig(**TINY, dim=d)) for d in (12, 24))
+    with pytest.raises(HfZipError, match=r"for 1 reason:\n- .* differ in hidden_size, 12 and 24"):
+        check(a, b, processors=[None, None])
+
+
+def test_the_mlp_is_not_taken_for_the_attention():
+    model = bert()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in other.bert.encoder.layer:
+            layer.attention.output.dense.weight.neg_()
+    (pair,) = similarities(sources(model, other, processors=[None, None]), adapter_for("bert"))
+    assert pair.cosines["output"] == pytest.approx(-1)
+    assert pair.cosines["mlp_out"] == pytest.approx(1)
