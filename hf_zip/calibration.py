@@ -1,97 +1,31 @@
 """Data sets in, model inputs out: unlabelled for calibration, labelled for evaluation."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import ClassLabel, DatasetDict
 from datasets import Dataset as Rows
-from PIL import Image
+from datasets import DatasetDict
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
 
-from hf_zip.data import Table, draw, input_column, label_column, open_table
+from hf_zip.columns import label_column
+from hf_zip.data import IN_MEMORY, Table, draw, open_table
 from hf_zip.errors import HfZipError
-from hf_zip.images import PreparedImages, StoredPixels, check_shape
+from hf_zip.inputs import Inputs, Part, Reader
+from hf_zip.labels import label_positions
 from hf_zip.recipe import CalibrationSpec, EvaluationSpec
-from hf_zip.tasks import says_nothing
-
-logger = logging.getLogger(__name__)
-
-_IN_MEMORY = (
-    "a datasets.Dataset, a tensor of pixel values [inputs, channels, height, width], a list of PIL "
-    "images, or a list of dicts with 'pixel_values'"
-)
 
 
-class Inputs(Dataset[dict[str, Any]]):
-    """Unlabelled inputs: `inputs[i]` is `{"pixel_values": ...}`, `[channels, height, width]`.
-
-    Args:
-        pixels: Pixel values, data set by data set.
-        description: Where they come from, as plain values: data, split, column, revision or
-            fingerprint, and the number of rows used; with several data sets, all of it in `parts`.
-
-    Raises:
-        HfZipError: The data sets' inputs have different shapes.
-    """
-
-    def __init__(self, pixels: Sequence[Dataset[Tensor]], description: Mapping[str, Any]) -> None:
-        self.description = dict(description)
-        self._pixels: ConcatDataset[Tensor] = ConcatDataset(pixels)
-        for part, data in enumerate(pixels[1:], start=1):
-            check_shape(data[0], tuple(pixels[0][0].shape), f"the first input of data set {part}")
-
-    def __len__(self) -> int:
-        return len(self._pixels)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        return {"pixel_values": self._pixels[position]}
-
-
-class LabelledInputs(Inputs):
-    """Labelled inputs: as `Inputs`, with `labels`, the position of the right label in the task.
-
-    Args:
-        pixels: See `Inputs`.
-        description: See `Inputs`.
-        labels: The position for every input.
-    """
-
-    def __init__(
-        self,
-        pixels: Sequence[Dataset[Tensor]],
-        description: Mapping[str, Any],
-        labels: Sequence[int],
-    ) -> None:
-        super().__init__(pixels, description)
-        self._labels = list(labels)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        return {**super().__getitem__(position), "labels": self._labels[position]}
-
-
-def load_inputs(
-    spec: CalibrationSpec,
-    processor: Any,
-    seed: int,
-    *,
-    num_channels: int | None = None,
-    image_size: int | Sequence[int] | None = None,
-) -> Inputs:
+def load_inputs(spec: CalibrationSpec, reader: Reader, seed: int) -> Inputs:
     """Returns unlabelled inputs, an equal part from every data set.
 
     Args:
         spec: Which data, and how many inputs.
-        processor: The models' image processor.
+        reader: Reads data as the models take them.
         seed: Decides which rows.
-        num_channels: Channels that the models take; left out, as many as the processor normalises.
-        image_size: Height and width that the models take, or one number for both; left out, those
-            of the first input.
 
     Raises:
-        HfZipError: No data are named, a data set cannot be read or holds no images, or its images
-            do not come out of the processor as the models take them.
+        HfZipError: No data are named, a data set cannot be read or holds nothing that the models
+            take, or what it holds cannot be prepared as the models take it.
     """
     if not spec.data:
         raise HfZipError("the calibration names no data; list data sets under 'data'")
@@ -101,177 +35,133 @@ def load_inputs(
             "least one of each"
         )
     share, remainder = divmod(spec.samples, len(spec.data))
-    pixels, parts = [], []
+    parts, descriptions = [], []
     for position, data in enumerate(spec.data):
         table = open_table(data, spec.split, ("train",))
-        column = input_column(table, spec.column)
+        columns = reader.columns(table, spec.column)
         rows = draw(share + (position < remainder), len(table.rows), (seed, position), table.name)
-        pixels.append(_prepared(table, column, rows, processor, num_channels, image_size))
-        parts.append(_describe(table, column, len(rows)))
+        parts.append(reader.read(table, columns, rows))
+        descriptions.append(_describe(table, columns, parts[-1]))
     if len(parts) == 1:
-        return Inputs(pixels, parts[0])
-    names, total = [part["data"] for part in parts], sum(part["rows"] for part in parts)
-    return Inputs(pixels, {"data": names, "rows": total, "parts": parts})
+        return reader.join(parts, descriptions[0])
+    names = [description["data"] for description in descriptions]
+    total = sum(map(len, parts))
+    return reader.join(parts, {"data": names, "rows": total, "parts": descriptions})
 
 
-def load_labelled(
-    spec: EvaluationSpec,
-    processor: Any,
-    labels: tuple[str, ...],
-    seed: int,
-    *,
-    num_channels: int | None = None,
-    image_size: int | Sequence[int] | None = None,
-) -> LabelledInputs:
-    """Returns labelled inputs of one task.
-
-    Labels are matched by name, with or without the `task/` that a merge puts before some. Numbers
-    without names are positions among the model's labels, and so are the numbers of class labels if
-    there are as many as the model has and either's names say nothing.
+def load_labelled(spec: EvaluationSpec, reader: Reader, labels: Sequence[str], seed: int) -> Inputs:
+    """Returns labelled inputs of one task; `label_positions` says how labels are matched.
 
     Args:
         spec: Which data, and how many inputs.
-        processor: The models' image processor.
+        reader: Reads data as the models take them.
         labels: The task's labels, in the order of its rows in the merged head.
         seed: Decides which rows.
-        num_channels: See `load_inputs`.
-        image_size: See `load_inputs`.
 
     Raises:
         HfZipError: As for `load_inputs`; or a row has no label or one that the model does not know.
     """
     table = open_table(spec.data, spec.split, ("test", "validation"))
-    column, targets = input_column(table, spec.column), label_column(table, spec.label_column)
-    positions, matched_by = _positions(table, targets, labels, spec.task)
     available = len(table.rows)
     rows = draw(spec.samples or available, available, (seed,), table.name)
-    description = {
-        **_describe(table, column, len(rows)),
-        "label_column": targets,
-        "labels_matched_by": matched_by,
-    }
-    pixels = _prepared(table, column, rows, processor, num_channels, image_size)
-    return LabelledInputs([pixels], description, [positions[row] for row in rows])
+    return _labelled(table, rows, reader, labels, spec)
 
 
-def from_memory(
-    data: Any,
-    processor: Any = None,
-    *,
-    num_channels: int | None = None,
-    image_size: int | Sequence[int] | None = None,
-) -> Inputs:
-    """Returns data in memory as unlabelled inputs, all of them and in their order.
+def from_memory(data: Any, reader: Reader) -> Inputs:
+    """Returns data in memory as unlabelled inputs, all of them.
 
     Args:
-        data: A `datasets.Dataset` with a column of images or of `pixel_values`; a float tensor
-            `[inputs, channels, height, width]`; a list of PIL images; a list of dicts with
-            `pixel_values`; or `Inputs`.
-        processor: The models' image processor, for images.
-        num_channels: See `load_inputs`.
-        image_size: See `load_inputs`.
+        data: What the reader takes (`reader.in_memory`), or `Inputs`.
+        reader: Reads data as the models take them.
 
     Raises:
-        HfZipError: The data are of another kind or empty, or do not come out of the processor as
-            the models take them.
+        HfZipError: The data are of another kind or empty, or cannot be prepared as the models take
+            them.
     """
     if isinstance(data, Inputs):
         return data
     if isinstance(data, DatasetDict):
         raise HfZipError(f"the data are a DatasetDict; give one of its splits: {', '.join(data)}")
     if not isinstance(data, Rows | Tensor | list | tuple):
-        raise HfZipError(f"the data are a {type(data).__name__}, but should be {_IN_MEMORY}")
+        raise HfZipError(f"the data are a {type(data).__name__}, but should be {reader.in_memory}")
     if len(data) == 0:
         raise HfZipError("the data in memory have no rows; give at least one")
-    name, rows = "in memory", range(len(data))
-    if isinstance(data, Tensor):
-        return Inputs([StoredPixels(data, image_size)], {"data": name, "rows": len(data)})
     if isinstance(data, Rows):
-        table = Table(name, data, split=str(data.split) if data.split else None)
-        if "pixel_values" in data.column_names:
-            values = data["pixel_values"]
-            description = _describe(table, "pixel_values", len(data))
-            return Inputs([StoredPixels(values, image_size)], description)
-        column = input_column(table, None)
-        pixels = _prepared(table, column, rows, processor, num_channels, image_size)
-        return Inputs([pixels], _describe(table, column, len(data)))
-    if all(isinstance(item, Image.Image) for item in data):
-        images = PreparedImages(data, rows, processor, name, None, num_channels, image_size)
-        return Inputs([images], {"data": name, "rows": len(data)})
-    if all(isinstance(item, Mapping) and "pixel_values" in item for item in data):
-        values = [item["pixel_values"] for item in data]
-        return Inputs([StoredPixels(values, image_size)], {"data": name, "rows": len(data)})
-    kinds = ", ".join(dict.fromkeys(type(item).__name__ for item in data))
-    raise HfZipError(f"the data are a list of {kinds}, but should be {_IN_MEMORY}")
+        table = _table(data)
+        if reader.key in data.column_names:
+            stored = reader.stored(data)
+            return reader.join([stored], _describe(table, (reader.key,), stored))
+        columns = reader.columns(table, None)
+        read = reader.read(table, columns, range(len(data)))
+        return reader.join([read], _describe(table, columns, read))
+    part = reader.listed(data)
+    if part is None:
+        kinds = ", ".join(dict.fromkeys(type(item).__name__ for item in data))
+        what = "Tensor" if isinstance(data, Tensor) else f"list of {kinds}"
+        raise HfZipError(f"the data are a {what}, but should be {reader.in_memory}")
+    return reader.join([part], {"data": IN_MEMORY, "rows": len(data), **part.notes})
 
 
-def _prepared(
-    table: Table,
-    column: str,
-    rows: Sequence[int],
-    processor: Any,
-    num_channels: int | None,
-    image_size: int | Sequence[int] | None,
-) -> PreparedImages:
-    values = table.rows[column]
-    return PreparedImages(
-        values, rows, processor, table.name, table.folder, num_channels, image_size
-    )
+def labelled_from_memory(data: Any, reader: Reader, labels: Sequence[str], task: str) -> Any:
+    """Returns labelled data in memory as model inputs.
+
+    Args:
+        data: A `datasets.Dataset` with inputs and labels, or a list of dicts with inputs that are
+            prepared already and `labels`, positions among the task's. What else it is, such as a
+            map-style data set of model inputs, comes back as it is.
+        reader: Reads data as the models take them.
+        labels: The task's labels, in the order of its rows in the merged head.
+        task: The task's name.
+
+    Raises:
+        HfZipError: As for `load_labelled`, or an input has no label.
+    """
+    if isinstance(data, Rows) and reader.key not in data.column_names and len(data):
+        spec = EvaluationSpec(task=task, data=IN_MEMORY)
+        return _labelled(_table(data), range(len(data)), reader, labels, spec)
+    if not isinstance(data, Rows | list | tuple) or not len(data):
+        return data
+    if not all(isinstance(item, Mapping) and reader.key in item for item in data):
+        return data
+    without = [position for position, item in enumerate(data) if "labels" not in item]
+    if without:
+        raise HfZipError(
+            f"{len(without)} of {len(data)} inputs of the evaluation data of task {task!r} have no "
+            f"'labels' (the first is input {without[0]}); give every input the position of its "
+            "label"
+        )
+    part = reader.stored(data)
+    description = {"data": IN_MEMORY, "rows": len(data), **part.notes}
+    return reader.join([part], description, [int(item["labels"]) for item in data])
 
 
-def _describe(table: Table, column: str, rows: int) -> dict[str, Any]:
+def _labelled(
+    table: Table, rows: Sequence[int], reader: Reader, labels: Sequence[str], spec: EvaluationSpec
+) -> Inputs:
+    columns = reader.columns(table, spec.column, spec.label_column)
+    targets = label_column(table, spec.label_column)
+    positions, matched_by = label_positions(table, targets, labels, spec.task)
+    part = reader.read(table, columns, rows)
+    description = {
+        **_describe(table, columns, part),
+        "label_column": targets,
+        "labels_matched_by": matched_by,
+    }
+    return reader.join([part], description, [positions[row] for row in rows])
+
+
+def _table(data: Rows) -> Table:
+    return Table(IN_MEMORY, data, split=str(data.split) if data.split else None)
+
+
+def _describe(table: Table, columns: Sequence[str], part: Part) -> dict[str, Any]:
     return {
         "data": table.name,
         "split": table.split,
-        "column": column,
+        "column": columns[0] if len(columns) == 1 else list(columns),
         "revision": table.revision,
         "fingerprint": None if table.revision else table.rows._fingerprint,
-        "rows": rows,
+        "rows": len(part),
         "rows_available": len(table.rows),
+        **part.notes,
     }
-
-
-def _positions(
-    table: Table, column: str, labels: Sequence[str], task: str
-) -> tuple[list[int], str]:
-    """Returns every row's position among the labels, and what decided it: name or position."""
-    values = table.rows.with_format(None).select_columns(column)[:][column]
-    without = [row for row, value in enumerate(values) if value is None or value == -1]
-    if without:
-        raise HfZipError(
-            f"{len(without)} of {len(values)} rows of data {table.name!r} have no label in column "
-            f"{column!r} (None or -1; the first is row {without[0]}); choose a split with labels, "
-            "or leave these rows out"
-        )
-    own = [label.removeprefix(f"{task}/") for label in labels]
-    known = {**{name: i for i, name in enumerate(own)}, **{x: i for i, x in enumerate(labels)}}
-    feature = table.rows.features[column]
-    names = feature.names if isinstance(feature, ClassLabel) else None
-    shown = [str(names[value] if names else value) for value in values]
-    unique = len(set(own)) == len(own)
-    if unique and all(name in known for name in shown):
-        return [known[name] for name in shown], "name"
-
-    numbered = not isinstance(values[0], str) and not any(label.isdigit() for label in own)
-    if names:
-        counted = [str(i) for i in range(len(names))]
-        nameless = says_nothing(own) or says_nothing(names) or names == counted or not unique
-        numbered = nameless and len(names) == len(own)
-    if numbered and all(0 <= int(value) < len(own) for value in values):
-        logger.info("labels of data %r are positions among those of task %r", table.name, task)
-        return [int(value) for value in values], "position"
-    if not unique:
-        raise HfZipError(
-            f"labels of data {table.name!r} cannot be matched by name, because task {task!r} has "
-            f"some names twice: {_first_few(own)}; give every label a name of its own in id2label"
-        )
-    strange = list(dict.fromkeys(name for name in shown if name not in known))
-    raise HfZipError(
-        f"{len(strange)} labels of data {table.name!r} are unknown to task {task!r}: "
-        f"{_first_few(strange)}. It knows {len(own)}: {_first_few(own)}. Leave their rows out, or "
-        "give both sides the same names"
-    )
-
-
-def _first_few(names: Sequence[str], count: int = 4) -> str:
-    return ", ".join(map(repr, names[:count])) + (", …" if len(names) > count else "")

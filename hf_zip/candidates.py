@@ -10,11 +10,10 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import adapter_for
-from hf_zip.collect import capture, make_accelerator, observe, reduced
+from hf_zip.collect import capture, make_accelerator, make_loader, observe, reduced
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, head_names
 from hf_zip.refit import regress
@@ -148,12 +147,12 @@ def one_trunks(
     models = [source.model.to(accelerator.device).eval() for source in sources]
     sizes = [m.get_submodule(tap.module).in_features for m, tap in zip(models, taps, strict=True)]
     moments = [Covariance(size + labels, accelerator.device) for size in sizes]
-    loader = accelerator.prepare(DataLoader(inputs, batch_size=batch_size, shuffle=False))
+    loader = make_loader(inputs, batch_size, accelerator)
     with torch.inference_mode():
         for batch in tqdm(loader, desc="one trunk", disable=not progress, leave=False):
             answers, read = [], []
             for model, tap in zip(models, taps, strict=True):
-                with capture(model, [tap]) as seen:
+                with capture(model, [tap], batch.get("attention_mask")) as seen:
                     answers.append(forward(model, batch))
                 read.append(seen[tap])
             wanted = _of_tasks(answers, tasks)

@@ -54,8 +54,8 @@ def merge(
         list[str] | None,
         typer.Option(
             metavar="DATA[:column]",
-            help="Unlabelled inputs: a Hub data set, an image folder, or a parquet, csv or json "
-            "file or glob. Repeat to take equal parts of several.",
+            help="Unlabelled inputs: a Hub data set, an image folder, or a parquet, csv, json or "
+            "txt file or glob. Repeat to take equal parts of several.",
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Calibration inputs in all.")] = None,

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, tqdm
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from hf_zip.errors import HfZipError
 from hf_zip.groups import MergeGroup, Tap
@@ -64,6 +64,21 @@ def make_accelerator() -> Accelerator:
     return Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False))
 
 
+def make_loader(inputs: Any, batch_size: int, accelerator: Accelerator) -> Any:
+    """Returns this process's batches of a map-style data set, in its order."""
+    loader: DataLoader[Any] = DataLoader(
+        inputs, batch_size=batch_size, shuffle=False, collate_fn=collation(inputs)
+    )
+    return accelerator.prepare(loader)
+
+
+def collation(inputs: Any) -> Callable[[list[Any]], dict[str, Tensor]]:
+    """Returns what makes a batch of inputs: the data set's own `collate`, else torch's."""
+    while isinstance(inputs, Subset):
+        inputs = inputs.dataset
+    return getattr(inputs, "collate", default_collate)
+
+
 def collect(
     models: Sequence[nn.Module],
     inputs: Any,
@@ -75,8 +90,9 @@ def collect(
 ) -> list[A]:
     """Returns one statistic per observation, over all inputs and all processes.
 
-    Every model runs on every input. Each process works on its own batches and the sums are reduced
-    once at the end, so any number of processes gives the same numbers.
+    Every model runs on every input; padded tokens, those that an input's `attention_mask` leaves
+    out, count nowhere. Each process works on its own batches and the sums are reduced once at the
+    end, so any number of processes gives the same numbers.
 
     Args:
         models: Models of one architecture; they are moved to the accelerator's device.
@@ -88,14 +104,15 @@ def collect(
         progress: Show a progress bar, on the main process.
 
     Raises:
-        HfZipError: There are no inputs, or a model has no such module.
+        HfZipError: There are no inputs, a model has no such module, or its features there are not
+            those of the tokens.
     """
     if not len(inputs):
         raise HfZipError("there are no calibration inputs; give a data set with at least one row")
     accelerator = accelerator or make_accelerator()
     models = [model.to(accelerator.device).eval() for model in models]
     accumulators = [statistic(o.size, device=accelerator.device) for o in observations]
-    loader = accelerator.prepare(DataLoader(inputs, batch_size=batch_size, shuffle=False))
+    loader = make_loader(inputs, batch_size, accelerator)
     taps = [
         list(dict.fromkeys(tap for o in observations for k, tap in o.places if k == position))
         for position in range(len(models))
@@ -119,12 +136,13 @@ def reduced(statistic: S, accelerator: Accelerator) -> S:
 def observe(
     model: nn.Module, taps: Sequence[Tap], batch: Mapping[str, Tensor]
 ) -> dict[Tap, Tensor]:
-    """Returns what one forward shows at the taps, as `[rows, features]`.
+    """Returns what one forward shows at the taps, as `[rows, features]`, padded tokens left out.
 
     Raises:
-        HfZipError: The model has no such module, or the forward did not reach it.
+        HfZipError: The model has no such module, the forward did not reach it, or the features
+            there are not those of the tokens that the batch's `attention_mask` speaks of.
     """
-    with capture(model, taps) as seen:
+    with capture(model, taps, batch.get("attention_mask")) as seen:
         model(**batch)
     for tap in taps:
         if tap not in seen:
@@ -136,11 +154,20 @@ def observe(
 
 
 @contextmanager
-def capture(model: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tensor]]:
+def capture(
+    model: nn.Module, taps: Sequence[Tap], mask: Tensor | None = None
+) -> Iterator[dict[Tap, Tensor]]:
     """Yields a record that fills with `[rows, features]` at each tap as the model runs.
 
+    Args:
+        model: The model.
+        taps: Where to look.
+        mask: `[inputs, tokens]`, zero at the tokens whose rows are left out. Where there is one
+            row per input, as after pooling, all are taken.
+
     Raises:
-        HfZipError: The model has no such module.
+        HfZipError: The model has no such module; or, as it runs, the features at a tap are not
+            those of the mask's tokens.
     """
     seen: dict[Tap, Tensor] = {}
     modules = dict(model.named_modules())
@@ -149,16 +176,18 @@ def capture(model: nn.Module, taps: Sequence[Tap]) -> Iterator[dict[Tap, Tensor]
         for tap in taps:
             if tap.module not in modules:
                 raise HfZipError(f"{type(model).__name__} has no module {tap.module!r} to observe")
-            handles.append(_hook(modules[tap.module], tap, seen))
+            handles.append(_hook(modules[tap.module], tap, seen, mask))
         yield seen
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hook(module: nn.Module, tap: Tap, seen: dict[Tap, Tensor]) -> Any:
+def _hook(module: nn.Module, tap: Tap, seen: dict[Tap, Tensor], mask: Tensor | None) -> Any:
     def keep(features: Any) -> None:
         tensor = features[0] if isinstance(features, tuple) else features
+        if mask is not None and tensor.dim() > 2:
+            tensor = tensor[_real(mask, tensor, tap)]
         seen[tap] = tensor.reshape(-1, tensor.shape[-1])
 
     if tap.side == "input":
@@ -168,3 +197,14 @@ def _hook(module: nn.Module, tap: Tap, seen: dict[Tap, Tensor]) -> Any:
             with_kwargs=True,
         )
     return module.register_forward_hook(lambda _, __, output: keep(output))
+
+
+def _real(mask: Tensor, features: Tensor, tap: Tap) -> Tensor:
+    """Where the features of a tap are those of tokens that are no padding."""
+    if features.shape[:2] != mask.shape:
+        raise HfZipError(
+            f"the {tap.side} of {tap.module!r} has shape {tuple(features.shape)}, but should have "
+            f"one row for each of {tuple(mask.shape)} tokens, as the attention_mask says; without "
+            "that, padding cannot be left out"
+        )
+    return mask.bool()

@@ -1,4 +1,4 @@
-"""Data sets by name: found, opened, their columns and rows picked."""
+"""Data sets by name: found, opened, their rows drawn."""
 
 import logging
 import re
@@ -9,19 +9,25 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
+from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetNotFoundError
-from PIL import Image as PillowImage
 
 from hf_zip.errors import HfZipError, first_line, unknown
 
 logger = logging.getLogger(__name__)
 
+IN_MEMORY = "in memory"  # the name of data that have none
+
 _WITH_COLUMN = re.compile(r"(?P<data>.+):(?P<column>[A-Za-z_]\w*)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-_LABEL_TYPE = re.compile(r"u?int\d+|bool|(large_)?string")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+_BUILDERS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".txt": "text",
+}
 _KINDS = (
     "a Hub id (org/name or org/name@revision), an image folder, a save_to_disk folder, or a "
     f"{', '.join(name.lstrip('.') for name in _BUILDERS)} file or glob"
@@ -53,8 +59,9 @@ def open_table(data: str, split: str | None, preferred: Sequence[str]) -> Table:
     """Returns one split of a data set.
 
     Args:
-        data: A Hub id, an image folder, a `save_to_disk` folder, or a parquet, csv or json file or
-            glob; `DATA:column` names the input column too.
+        data: A Hub id, an image folder, a `save_to_disk` folder, or a parquet, csv, json or txt
+            file or glob; `DATA:column` names the input column too. A txt file has one text per
+            line, in the column `text`; empty lines are passed over.
         split: The split to take.
         preferred: The splits to take when none is given, the first that exists, if there are
             several.
@@ -94,62 +101,10 @@ def split_column(data: str) -> tuple[str, str | None]:
     return found["data"], found["column"]
 
 
-def input_column(table: Table, column: str | None) -> str:
-    """Returns the column that holds images.
-
-    Args:
-        table: The data.
-        column: The column to take, unless the data were given as `DATA:column`.
-
-    Raises:
-        HfZipError: There is no such column, none that holds images, or several.
-    """
-    column = table.column or column
-    if column is not None:
-        return _existing(table, column)
-    features = table.rows.features
-    typed = [name for name, feature in features.items() if isinstance(feature, Image)]
-    if not typed:
-        first = table.rows[0]
-        typed = [name for name in features if _looks_like_image(first[name])]
-    if len(typed) != 1:
-        raise HfZipError(
-            f"data {table.name!r} have {len(typed) or 'no'} columns that hold images; name one as "
-            f"{table.name}:COLUMN. Columns: {columns(table.rows)}"
-        )
-    return typed[0]
-
-
-def label_column(table: Table, column: str | None) -> str:
-    """Returns the column that holds labels: `label`, `labels`, or the only class-label column.
-
-    Args:
-        table: The data.
-        column: The column to take.
-
-    Raises:
-        HfZipError: There is no such column, none that can be it, or it holds no labels.
-    """
-    features = table.rows.features
-    if column is not None:
-        _existing(table, column)
-    else:
-        classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-        candidates = [name for name in ("label", "labels") if name in features]
-        candidates = candidates or (classes if len(classes) == 1 else [])
-        if not candidates:
-            raise HfZipError(
-                f"data {table.name!r} have no column 'label' and {len(classes)} class-label "
-                f"columns; name one as label_column. Columns: {columns(table.rows)}"
-            )
-        column = candidates[0]
-    feature = features[column]
-    if not isinstance(feature, ClassLabel) and not _LABEL_TYPE.fullmatch(_type(feature)):
-        raise HfZipError(
-            f"column {column!r} of data {table.name!r} holds {_type(feature)}; labels should be "
-            "class labels, whole numbers or text"
-        )
-    return column
+def names_data(text: str) -> bool:
+    """Tells whether a text is the name of data, rather than a text to run models on."""
+    name, _ = split_column(text)
+    return Path(name).expanduser().exists() or Path(name).suffix in _BUILDERS
 
 
 def draw(count: int, available: int, seed: Sequence[int], name: str) -> list[int]:
@@ -167,11 +122,6 @@ def draw(count: int, available: int, seed: Sequence[int], name: str) -> list[int
         return list(range(available))
     chosen = np.random.default_rng(list(seed)).choice(available, size=count, replace=False)
     return sorted(chosen.tolist())
-
-
-def columns(rows: Dataset) -> str:
-    """Returns the columns and their types, for messages."""
-    return ", ".join(f"{name} ({_type(feature)})" for name, feature in rows.features.items())
 
 
 def _open_folder(path: Path, name: str) -> DatasetDict:
@@ -195,9 +145,16 @@ def _matching(path: Path, name: str) -> list[Path]:
 def _open_files(files: Sequence[Path], name: str) -> DatasetDict:
     builder, paths = _BUILDERS[files[0].suffix], [str(file) for file in files]
     try:
-        return _as_splits(datasets.load_dataset(builder, data_files=paths))
+        splits = _as_splits(datasets.load_dataset(builder, data_files=paths))
     except Exception as error:  # whatever foreign files make the library raise
         raise _unreadable(name, error) from error
+    if builder == "text":
+        return DatasetDict({split: _without_empty(rows) for split, rows in splits.items()})
+    return splits
+
+
+def _without_empty(rows: Dataset) -> Dataset:
+    return rows.select([row for row, line in enumerate(rows["text"][:]) if line.strip()])
 
 
 def _open_hub(name: str) -> DatasetDict:
@@ -246,12 +203,6 @@ def _choose(splits: DatasetDict, split: str | None, preferred: Sequence[str], na
     return wanted[0] if wanted else next(iter(splits))
 
 
-def _existing(table: Table, column: str) -> str:
-    if column not in table.rows.column_names:
-        raise unknown(f"column of data {table.name!r}", column, table.rows.column_names)
-    return column
-
-
 def _commit(rows: Dataset) -> str | None:
     """The commit that the datasets library keeps the rows of a data set on the Hub under."""
     for file in rows.cache_files:
@@ -259,26 +210,3 @@ def _commit(rows: Dataset) -> str | None:
             if _COMMIT.fullmatch(part):
                 return part
     return None
-
-
-def _looks_like_image(value: Any) -> bool:
-    """Tells whether a value is an image file, its path, its bytes, or its pixels."""
-    if isinstance(value, str):
-        return Path(value).suffix.lower() in PillowImage.registered_extensions()
-    if isinstance(value, dict):
-        return set(value) == {"bytes", "path"}
-    if isinstance(value, bytes | PillowImage.Image):
-        return True
-    if not isinstance(value, list) and not hasattr(value, "__array__"):
-        return False
-    try:
-        pixels = np.asarray(value)
-    except ValueError:  # rows of different lengths
-        return False
-    return pixels.ndim in (2, 3) and np.issubdtype(pixels.dtype, np.number)
-
-
-def _type(feature: Any) -> str:
-    if isinstance(feature, Value):
-        return str(feature.dtype)
-    return type(feature).__name__

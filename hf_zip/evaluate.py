@@ -10,10 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
 
 from hf_zip.candidates import Candidate, Kind
-from hf_zip.collect import make_accelerator
+from hf_zip.collect import collation, make_accelerator, make_loader
 from hf_zip.cost import macs, parameters
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.recipe import build
@@ -35,7 +34,7 @@ class Row:
         joint: Accuracy in [0, 1] over the samples of all tasks, the best label taken among those
             of all tasks; nothing if it cannot answer all.
         parameters: Number of parameters.
-        macs: Multiply-accumulates for one input.
+        macs: Multiply-accumulates for the first input: of texts, the longest.
     """
 
     name: str
@@ -163,7 +162,7 @@ def _count(
 ) -> Int[Tensor, "candidates counts"]:
     """Returns this process's counts on one task's data."""
     counts = torch.zeros(len(candidates), 5, dtype=torch.int64, device=accelerator.device)
-    loader = accelerator.prepare(DataLoader(data, batch_size=batch_size, shuffle=False))
+    loader = make_loader(data, batch_size, accelerator)
     for batch in tqdm(loader, desc=f"evaluation, {task.name}", disable=not progress, leave=False):
         labels, inputs = batch[LABELS], _inputs(batch)
         _check_labels(labels, task)
@@ -226,7 +225,7 @@ def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _first_input(data: Any, device: torch.device) -> dict[str, Tensor]:
-    return {key: value.to(device) for key, value in _inputs(default_collate([data[0]])).items()}
+    return {key: value.to(device) for key, value in _inputs(collation(data)([data[0]])).items()}
 
 
 def _description(data: Any) -> dict[str, Any]:

@@ -1,24 +1,98 @@
 """Images as data sets hold them → pixel values as a model takes them, one at a time."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from datasets import Dataset
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_zip.columns import image_column
+from hf_zip.data import IN_MEMORY, Table
 from hf_zip.errors import HfZipError
+from hf_zip.inputs import Inputs, Part, Row
 
 _MODES = {1: "L", 3: "RGB"}
 _WIDE = ("I", "F")  # modes of more than 8 bits, which Pillow would clip
 
 
-class PreparedImages(Dataset[Tensor]):
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads images as the models take them.
+
+    Args:
+        processor: The models' image processor.
+        num_channels: Channels that the models take; left out, as many as the processor normalises.
+        image_size: Height and width that the models take, or one number for both; left out, those
+            of the first input.
+    """
+
+    processor: Any = None
+    num_channels: int | None = None
+    image_size: int | Sequence[int] | None = None
+
+    key: ClassVar[str] = "pixel_values"
+    in_memory: ClassVar[str] = (
+        "a datasets.Dataset, a tensor of pixel values [inputs, channels, height, width], a list of "
+        "PIL images, or a list of dicts with 'pixel_values'"
+    )
+
+    def columns(
+        self, table: Table, column: str | Sequence[str] | None, label_column: str | None = None
+    ) -> tuple[str, ...]:
+        """Returns the column that holds images; `image_column` says what is refused."""
+        return (image_column(table, column),)
+
+    def read(self, table: Table, columns: Sequence[str], rows: Sequence[int]) -> Part:
+        """Returns the images in some rows of a table; `PreparedImages` says what is refused."""
+        return self._prepared(table.rows[columns[0]], rows, table.name, table.folder)
+
+    def listed(self, items: Any) -> Part | None:
+        """Returns PIL images, pixel values, or mappings that have these; else nothing."""
+        if isinstance(items, Tensor):
+            return StoredPixels(items, self.image_size)
+        if all(isinstance(item, Image.Image) for item in items):
+            return self._prepared(items, range(len(items)), IN_MEMORY, None)
+        if all(isinstance(item, Mapping) and self.key in item for item in items):
+            return self.stored(items)
+        return None
+
+    def stored(self, items: Any) -> Part:
+        """Returns pixel values that are prepared already; `StoredPixels` says what is refused."""
+        whole = isinstance(items, Dataset)
+        values = items[self.key] if whole else [item[self.key] for item in items]
+        return StoredPixels(values, self.image_size)
+
+    def join(
+        self,
+        parts: Sequence[Part],
+        description: Mapping[str, Any],
+        labels: Sequence[int] | None = None,
+    ) -> Inputs:
+        """Returns the images of several data sets as one.
+
+        Raises:
+            HfZipError: Their shapes differ.
+        """
+        for position, part in enumerate(parts[1:], start=1):
+            shape = tuple(parts[0][0][self.key].shape)
+            check_shape(part[0][self.key], shape, f"the first input of data set {position}")
+        return Inputs(ConcatDataset(parts), description, labels)
+
+    def _prepared(self, values: Any, rows: Sequence[int], name: str, folder: Path | None) -> Part:
+        return PreparedImages(
+            values, rows, self.processor, name, folder, self.num_channels, self.image_size
+        )
+
+
+class PreparedImages(Part):
     """Images that the processor prepares when they are asked for.
 
     The first one is prepared at once: what is wrong with all of them shows there.
@@ -60,12 +134,12 @@ class PreparedImages(Dataset[Tensor]):
         self._values, self._rows, self._processor = values, rows, processor
         self._name, self._folder = name, folder
         self._shape = _shape(self._channels, image_size)
-        self._shape = tuple(self[0].shape)
+        self._shape = tuple(self[0]["pixel_values"].shape)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, position: int) -> Tensor:
+    def __getitem__(self, position: int) -> Row:
         row = self._rows[position]
         where = f"row {row} of data {self._name!r}"
         try:
@@ -86,10 +160,10 @@ class PreparedImages(Dataset[Tensor]):
                 f"{where}: the image processor cannot prepare an image of {self._channels} "
                 f"channels: {error}"
             ) from error
-        return check_shape(pixels, self._shape, where)
+        return {"pixel_values": check_shape(pixels, self._shape, where)}
 
 
-class StoredPixels(Dataset[Tensor]):
+class StoredPixels(Part):
     """Pixel values that are prepared already.
 
     Args:
@@ -104,12 +178,12 @@ class StoredPixels(Dataset[Tensor]):
     def __init__(self, values: Any, image_size: int | Sequence[int] | None = None) -> None:
         self._values = values
         self._shape = _shape(None, image_size)
-        self._shape = tuple(self[0].shape)
+        self._shape = tuple(self[0]["pixel_values"].shape)
 
     def __len__(self) -> int:
         return len(self._values)
 
-    def __getitem__(self, position: int) -> Tensor:
+    def __getitem__(self, position: int) -> Row:
         pixels = torch.as_tensor(self._values[position])
         if pixels.dim() != 3 or not pixels.is_floating_point():
             raise HfZipError(
@@ -117,7 +191,7 @@ class StoredPixels(Dataset[Tensor]):
                 f"of shape {tuple(pixels.shape)}; they should be floating-point [channels, height, "
                 "width], as an image processor returns them"
             )
-        return check_shape(pixels, self._shape, f"input {position}")
+        return {"pixel_values": check_shape(pixels, self._shape, f"input {position}")}
 
 
 def check_shape(pixels: Tensor, expected: tuple[int | None, ...], where: str) -> Tensor:

@@ -80,9 +80,9 @@ def merge(
             Hub ids, or models in memory, which are left as they are.
         method: Merge method, for a list of models.
         tasks: One task name per model of a list.
-        processor: Image processor of models in memory.
+        processor: Image processor or tokenizer of models in memory.
         calibration: Unlabelled inputs, for a list of models: what a recipe may say, one or several
-            data sets by name, or a data set, a list of images or a tensor in memory.
+            data sets by name, or a data set, a list of images or texts or a tensor in memory.
         evaluation: Labelled data by task, for a list of models: data sets by name or in memory.
         out: Folder to write to. It is written as soon as the model is merged, and its report and
             card again after the evaluation.

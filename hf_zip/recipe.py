@@ -37,23 +37,27 @@ class CalibrationSpec:
 
     Args:
         data: Data sets to take inputs from, in equal parts: a Hub id, an image folder, or a
-            parquet, csv or json file or glob; `DATA:column` names the input column.
+            parquet, csv, json or txt file or glob; `DATA:column` names the input column.
         split: Split to take; left out, `train` if there is one, else the only one.
-        column: Input column of every data set that does not name its own.
+        column: Input column of every data set that does not name its own; two for pairs of texts.
         samples: Inputs in all, drawn by `seed`; more than there are takes all.
         batch_size: Inputs per forward.
+        max_length: Tokens of a text at most, special ones included; the rest is cut off. Models
+            and tokenizers that take fewer get fewer.
     """
 
     data: tuple[str, ...] = ()
     split: str | None = None
-    column: str | None = None
+    column: str | tuple[str, ...] | None = None
     samples: int = 1024
     batch_size: int = 32
+    max_length: int = 128
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         _at_least("calibration.samples", self.samples, 1)
         _at_least("calibration.batch_size", self.batch_size, 1)
+        _at_least("calibration.max_length", self.max_length, 1)
 
 
 @dataclass(frozen=True)
@@ -83,25 +87,28 @@ class EvaluationSpec:
 
     Args:
         task: The task, as named in `models`.
-        data: A Hub id, an image folder, or a parquet, csv or json file or glob.
+        data: A Hub id, an image folder, or a parquet, csv, json or txt file or glob.
         split: Split to take; left out, `test`, else `validation`, else the only one.
-        column: Input column; left out, the only column that can be one.
+        column: Input column, or two for pairs of texts; left out, what can only be meant.
         label_column: Label column; left out, `label` or the only class-label column.
         samples: At most so many, drawn by `seed`; left out, all.
         batch_size: Inputs per forward.
+        max_length: See `CalibrationSpec`.
     """
 
     task: str
     data: str
     split: str | None = None
-    column: str | None = None
+    column: str | tuple[str, ...] | None = None
     label_column: str | None = None
     samples: int | None = None
     batch_size: int = 64
+    max_length: int = 128
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         _at_least("evaluation.batch_size", self.batch_size, 1)
+        _at_least("evaluation.max_length", self.max_length, 1)
         if self.samples is not None:
             _at_least("evaluation.samples", self.samples, 1)
 
@@ -280,10 +287,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value is None:
             return None
         hints = [arg for arg in get_args(hint) if arg is not type(None)]
-        words = [arg for arg in hints if get_origin(arg) is Literal]
-        # A number or one of a few words: what is text should be one of the words.
-        chosen = words[0] if words and isinstance(value, str) else hints[0]
-        return _value(chosen, value, where)
+        # A number or one of a few words: what is text should be one of the words. A name or
+        # several: what is a list should be several.
+        origins: tuple[Any, ...] = (Literal,) if isinstance(value, str) else ()
+        origins = (tuple,) if isinstance(value, list | tuple) else origins
+        chosen = [arg for arg in hints if get_origin(arg) in origins] or hints
+        return _value(chosen[0], value, where)
     if origin is Literal:
         if value not in get_args(hint):
             raise unknown(where, str(value), get_args(hint))

@@ -7,11 +7,15 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from hf_zip.calibration import from_memory, load_inputs, load_labelled
+from hf_zip.calibration import from_memory, labelled_from_memory, load_inputs, load_labelled
+from hf_zip.data import names_data
 from hf_zip.errors import HfZipError, unknown
-from hf_zip.recipe import Recipe
+from hf_zip.images import ImageReader
+from hf_zip.inputs import Reader
+from hf_zip.recipe import CalibrationSpec, EvaluationSpec, Recipe
 from hf_zip.sources import Source, from_model, load_source, load_sources
 from hf_zip.tasks import Task
+from hf_zip.texts import TextReader, longest_text
 
 _FOR_LISTS = "give them in the recipe, or give a list of models instead of a recipe"
 
@@ -58,13 +62,11 @@ class Request:
 
     def load_calibration(self, source: Source) -> Any:
         """Returns the calibration inputs as a source takes them; nothing where there are none."""
+        spec = self.recipe.calibration or CalibrationSpec()
+        reader = reader_of(source, spec.max_length)
         if self.calibration is not None:
-            return from_memory(self.calibration, source.processor, **_shape(source))
-        if not self.has_calibration or self.recipe.calibration is None:
-            return None
-        return load_inputs(
-            self.recipe.calibration, source.processor, self.recipe.seed, **_shape(source)
-        )
+            return from_memory(self.calibration, reader)
+        return load_inputs(spec, reader, self.recipe.seed) if self.has_calibration else None
 
     def load_evaluation(self, source: Source, tasks: Sequence[Task]) -> dict[str, Any]:
         """Returns labelled data by task, as a source takes them.
@@ -73,15 +75,18 @@ class Request:
             HfZipError: Data are given for a task that does not exist, or twice for one.
         """
         labels = {task.name: task.labels for task in tasks}
-        data = dict(self.evaluation)
+        reader, data = reader_of(source, EvaluationSpec.max_length), {}
+        for name, rows in self.evaluation.items():
+            if name not in labels:
+                raise unknown("task under 'evaluation'", name, labels)
+            data[name] = labelled_from_memory(rows, reader, labels[name], name)
         for spec in self.recipe.evaluation:
             if spec.task in data:
                 raise HfZipError(f"task {spec.task!r} has evaluation data twice; give them once")
             if spec.task not in labels:
                 raise unknown("task under 'evaluation'", spec.task, labels)
-            data[spec.task] = load_labelled(
-                spec, source.processor, labels[spec.task], self.recipe.seed, **_shape(source)
-            )
+            reader = reader_of(source, spec.max_length)
+            data[spec.task] = load_labelled(spec, reader, labels[spec.task], self.recipe.seed)
         return data
 
 
@@ -133,10 +138,26 @@ def read_request(
     )
 
 
-def _shape(source: Source) -> dict[str, Any]:
-    """What the model takes, where its config says so."""
-    names = ("num_channels", "image_size")
-    return {name: getattr(source.model.config, name, None) for name in names}
+def reader_of(source: Source, max_length: int) -> Reader:
+    """Returns what reads data as a source takes them.
+
+    Args:
+        source: The model, with its image processor or tokenizer.
+        max_length: Tokens of a text at most.
+
+    Raises:
+        HfZipError: It takes neither images nor texts.
+    """
+    model, takes = source.model, source.model.main_input_name
+    if takes == ImageReader.key:
+        shape = {n: getattr(model.config, n, None) for n in ("num_channels", "image_size")}
+        return ImageReader(source.processor, **shape)
+    if takes == TextReader.key:
+        return TextReader(source.processor, longest_text(model), max_length)
+    raise HfZipError(
+        f"{source.reference!r} takes {takes}, and no data can be read as that; models should take "
+        f"{ImageReader.key} or {TextReader.key}"
+    )
 
 
 def _as_recipe(models: Any) -> Recipe | None:
@@ -155,10 +176,17 @@ def _calibration(calibration: Any) -> tuple[Any, Any]:
         return calibration, None
     if isinstance(calibration, str | Path):
         return {"data": str(calibration)}, None
-    names = isinstance(calibration, list | tuple) and calibration
-    if names and all(isinstance(name, str | Path) for name in calibration):
-        return {"data": [str(name) for name in calibration]}, None
+    listed = isinstance(calibration, list | tuple) and calibration
+    if listed and all(isinstance(name, str | Path) for name in calibration):
+        names = [str(name) for name in calibration]
+        if not _are_texts(names):
+            return {"data": names}, None
     return None, calibration
+
+
+def _are_texts(names: Sequence[str]) -> bool:
+    """Tells whether what may be names of data can only be texts to run models on."""
+    return any(" " in name for name in names) and not any(map(names_data, names))
 
 
 def _evaluation(evaluation: Any) -> tuple[list[Any], dict[str, Any]]:

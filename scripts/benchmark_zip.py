@@ -42,6 +42,7 @@ import hf_zip
 from hf_zip.calibration import from_memory
 from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
 from hf_zip.evaluate import evaluate
+from hf_zip.images import ImageReader
 from hf_zip.recipe import ModelSpec
 from hf_zip.report import versions
 from hf_zip.sources import Source, load_sources
@@ -260,7 +261,7 @@ def references(
     sources: Sequence[Source], tasks: Sequence[Task], calibration: Tensor
 ) -> list[Candidate]:
     """Returns what merges are compared with: parents, ensemble, and all one-trunk controls."""
-    inputs = from_memory(calibration)
+    inputs = from_memory(calibration, ImageReader())
     return [
         *(parent(sources, k, tasks) for k in range(len(sources))),
         ensemble(sources, tasks),

@@ -14,10 +14,11 @@ from tokenizers.models import WordLevel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from hf_zip.calibration import from_memory, load_inputs, load_labelled
+from hf_zip.calibration import from_memory as read_memory
+from hf_zip.calibration import load_inputs, load_labelled
 from hf_zip.data import draw, split_column
 from hf_zip.errors import HfZipError
-from hf_zip.images import PreparedImages, StoredPixels
+from hf_zip.images import ImageReader, PreparedImages, StoredPixels
 from hf_zip.recipe import CalibrationSpec, EvaluationSpec
 from tests.models import processor
 
@@ -63,12 +64,17 @@ def unlabelled(*data, **options):
     image_processor = options.pop("processor", processor())
     shape = {key: options.pop(key) for key in ("num_channels", "image_size") if key in options}
     seed = options.pop("seed", 0)
-    return load_inputs(CalibrationSpec(data=data, **options), image_processor, seed, **shape)
+    spec = CalibrationSpec(data=data, **options)
+    return load_inputs(spec, ImageReader(image_processor, **shape), seed)
 
 
 def labelled(data, labels=CLASSES, task="pets", seed=0, **options):
     spec = EvaluationSpec(task=task, data=str(data), **options)
-    return load_labelled(spec, processor(), tuple(labels), seed)
+    return load_labelled(spec, ImageReader(processor()), tuple(labels), seed)
+
+
+def from_memory(data, image_processor=None, **shape):
+    return read_memory(data, ImageReader(image_processor, **shape))
 
 
 # Where data come from.
@@ -207,9 +213,9 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(HfZipError, match=r"empty' cannot be read: .*any data files"):
         unlabelled(str(tmp_path / "empty"))
-    (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(HfZipError, match=r"is a .txt file; give a Hub id"):
-        unlabelled(str(tmp_path / "notes.txt"))
+    (tmp_path / "notes.md").write_text("")
+    with pytest.raises(HfZipError, match=r"is a .md file; give a Hub id"):
+        unlabelled(str(tmp_path / "notes.md"))
     with pytest.raises(HfZipError, match=r"\*.parquet' match no file; check the path"):
         unlabelled(str(tmp_path / "none" / "*.parquet"))
 
@@ -272,11 +278,11 @@ def test_the_column_is_named_with_the_data_or_for_all(tmp_path):
 
 def test_columns_that_are_ambiguous_absent_or_unknown(tmp_path):
     data = two_images(tmp_path)
-    text = r"have 2 columns that hold images; name one as .*two.parquet:COLUMN. Columns: left "
+    text = r"have 2 columns that hold images, which the models take; name one as .*two.parquet:COLUMN. Columns: left "
     with pytest.raises(HfZipError, match=text + r"\(Image\), right \(Image\), note \(string\)"):
         unlabelled(data)
     Dataset.from_dict({"text": ["a"], "n": [1]}).to_parquet(tmp_path / "text.parquet")
-    text = r"have no columns that hold images; .* Columns: text \(string\), n \(int64\)"
+    text = r"have no columns that hold images, which .* Columns: text \(string\), n \(int64\)"
     with pytest.raises(HfZipError, match=text):
         unlabelled(str(tmp_path / "text.parquet"))
     with pytest.raises(HfZipError, match=r"unknown column of data .* 'rihgt'. Did you mean 'right"):
@@ -423,7 +429,7 @@ def test_images_are_turned_as_their_camera_noted():
     image.save(buffer, "PNG", exif=exif)
     raw = processor(do_resize=False, do_normalize=False, rescale_factor=1.0)
     images = PreparedImages([buffer.getvalue()], [0], raw, "x")
-    assert images[0][0].tolist() == [[3.0, 0.0], [4.0, 1.0], [5.0, 2.0]]
+    assert images[0]["pixel_values"][0].tolist() == [[3.0, 0.0], [4.0, 1.0], [5.0, 2.0]]
 
 
 def test_images_are_prepared_when_asked_for():

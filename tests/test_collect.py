@@ -2,12 +2,15 @@ import pytest
 import torch
 
 from hf_zip.adapters import adapter_for
+from hf_zip.calibration import from_memory
 from hf_zip.collect import Observation, collect, group_observations, observe
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, merge_groups
 from hf_zip.statistics.covariance import Covariance
+from hf_zip.texts import TextReader
 from tests.launch import torchrun
 from tests.models import images, rows, vit
+from tests.texts import VOCABULARY, bert, sentences, tokenizer
 
 SCRIPT = """
 import sys, torch
@@ -129,3 +132,116 @@ def test_an_observation_of_one_model_is_not_the_others():
         progress=False,
     )
     assert not torch.allclose(first.covariance(), second.covariance())
+
+
+# Texts.
+
+LAYER = "bert.encoder.layer.1"
+TOKENS = [
+    Tap("bert.embeddings", "output"),
+    Tap(f"{LAYER}.attention.self.query", "output"),
+    Tap(f"{LAYER}.attention.output.dense", "input"),
+    Tap(f"{LAYER}.output.dense", "input"),
+    Tap(LAYER, "output"),
+]
+POOLED = [Tap("classifier", "input"), Tap("classifier", "output")]
+
+
+def places(taps, models=2):
+    sizes = {LAYER + ".output.dense": 20, "classifier output": 3}
+    return [
+        Observation(
+            models * sizes.get(f"{tap.module} {tap.side}", sizes.get(tap.module, 12)),
+            tuple((k, tap) for k in range(models)),
+        )
+        for tap in taps
+    ]
+
+
+def texts(count=37):
+    return from_memory(sentences(count), TextReader(tokenizer()))
+
+
+def statistics(inputs, batch_size):
+    models = [bert(seed=1).double(), bert(seed=2).double()]
+    return collect(models, inputs, places(TOKENS + POOLED), Covariance, batch_size, progress=False)
+
+
+def assert_equal(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert a.state()["count"] == b.state()["count"]
+        for x, y in ((a.covariance(), b.covariance()), (a.mean(), b.mean())):
+            assert x.dtype == torch.float64
+            assert (x - y).abs().max() <= 1e-12 * y.abs().max()
+
+
+@pytest.mark.parametrize("batch_size", [2, 8, 64])
+def test_statistics_of_texts_do_not_depend_on_their_padding(batch_size):
+    inputs = texts()
+    alone = statistics(inputs, 1)  # one text at a time has no padding
+    assert_equal(statistics(inputs, batch_size), alone)
+    tokens = sum(len(row["input_ids"]) for row in inputs)
+    counts = [int(found.state()["count"]) for found in alone]
+    assert counts == [tokens] * len(TOKENS) + [len(inputs)] * len(POOLED)
+
+
+def test_what_stands_in_the_padding_changes_nothing():
+    inputs = [texts().collate([texts()[i] for i in (0, 36)])]
+    inputs += [{**inputs[0], "input_ids": inputs[0]["input_ids"].clone()}]
+    padding = inputs[1]["attention_mask"] == 0
+    assert padding.any()
+    inputs[1]["input_ids"][padding] = len(VOCABULARY) - 1
+    assert_equal(*(statistics(rows(batch), 2) for batch in inputs))
+
+
+def test_features_that_are_not_the_tokens_are_refused():
+    model = bert()
+    batch = texts().collate([texts()[i] for i in (0, 36)])
+    model.bert.encoder.layer[0].register_forward_hook(lambda *_: torch.zeros(2, 1, 3, 12))
+    text = (
+        r"the output of 'bert.encoder.layer.0' has shape \(2, 1, 3, 12\), but should have one row"
+    )
+    with pytest.raises(HfZipError, match=text):
+        observe(model, [Tap("bert.encoder.layer.0", "output")], batch)
+
+
+TEXT_SCRIPT = """
+import sys, torch
+from accelerate.utils import gather_object
+from hf_zip.collect import collect, make_accelerator
+from hf_zip.statistics.covariance import Covariance
+from tests.test_collect import POOLED, TOKENS, places, texts
+from tests.texts import bert
+
+models = [bert(seed=1).double(), bert(seed=2).double()]
+accelerator = make_accelerator()
+updates = 0
+class Counting(Covariance):
+    def update(self, x):
+        global updates
+        updates += 1
+        super().update(x)
+found = collect(models, texts(), places(TOKENS + POOLED), Counting, 8, accelerator, False)
+updates = gather_object([updates])
+if accelerator.is_main_process:
+    torch.save({
+        "processes": accelerator.num_processes,
+        "updates": updates,
+        "states": [f.state() for f in found],
+    }, sys.argv[1])
+if torch.distributed.is_initialized():  # a process that leaves early takes the others down
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_statistics_of_texts_of_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(TEXT_SCRIPT)
+    two = run(script, tmp_path / "two.pt", 2)
+    assert two["processes"] == len(set(two["updates"])) == 2
+    expected = statistics(texts(), 8)
+    found = statistics(texts(1), 1)
+    for statistic, state in zip(found, two["states"], strict=True):
+        statistic.load_state(state)
+    assert_equal(found, expected)

@@ -16,13 +16,12 @@ from accelerate import Accelerator
 from accelerate.utils import tqdm
 from jaxtyping import Float64
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import along
 from hf_zip.canonical import canonical, stream_writers
-from hf_zip.collect import make_accelerator
+from hf_zip.collect import make_accelerator, make_loader
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Block, base_name, blocks, head_names
 from hf_zip.refit.block import fit_block
@@ -126,7 +125,7 @@ def zipfit(
     teachers = tuple(canonical(model, adapter).to(accelerator.device).eval() for model in models)
     layers = blocks(teachers[0], adapter)
     shapes = possible_shapes(teachers[0], layers[0], len(teachers), options.size, options.heads)
-    loader = accelerator.prepare(DataLoader(inputs, batch_size=batch_size, shuffle=False))
+    loader = make_loader(inputs, batch_size, accelerator)
     bar = partial(tqdm, disable=not progress, leave=False)
     moment, contexts = survey(
         teachers, adapter, layers, bar(loader, desc="survey"), len(shapes) > 1, accelerator

@@ -1,0 +1,183 @@
+"""Which columns of a data set hold images, texts and labels."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Image, Value
+from PIL import Image as PillowImage
+
+from hf_zip.data import Table
+from hf_zip.errors import HfZipError, unknown
+
+_LABEL_TYPE = re.compile(r"u?int\d+|bool|(large_)?string")
+_TEXT_TYPE = re.compile(r"(large_)?string")
+_LABELS = ("label", "labels")
+_TEXTS = ("text", "sentence")
+_PAIRS = (
+    ("text", "text2"),
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("question1", "question2"),
+)
+
+
+def image_column(table: Table, column: str | Sequence[str] | None) -> str:
+    """Returns the column that holds images.
+
+    Args:
+        table: The data.
+        column: The column to take, unless the data were given as `DATA:column`.
+
+    Raises:
+        HfZipError: There is no such column, none that holds images, or several.
+    """
+    named = _named(table, column)
+    if len(named) > 1:
+        raise HfZipError(
+            f"{len(named)} columns are named for data {table.name!r} ({', '.join(named)}), but the "
+            "models take one image; name one column"
+        )
+    if named:
+        return named[0]
+    features = table.rows.features
+    typed = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if not typed:
+        first = table.rows[0]
+        typed = [name for name in features if _looks_like_image(first[name])]
+    if len(typed) != 1:
+        raise HfZipError(
+            f"data {table.name!r} have {len(typed) or 'no'} columns that hold images, which the "
+            f"models take; name one as {table.name}:COLUMN. Columns: {columns(table.rows)}"
+        )
+    return typed[0]
+
+
+def text_columns(
+    table: Table, column: str | Sequence[str] | None, label_column: str | None = None
+) -> tuple[str, ...]:
+    """Returns the column that holds texts, or the two that hold pairs of texts.
+
+    They are a pair of columns such as `sentence1` and `sentence2`, `text` or `sentence`, or the
+    only column of texts that is not one of labels.
+
+    Args:
+        table: The data.
+        column: The column or pair to take, unless the data were given as `DATA:column`.
+        label_column: The column of labels, if it is named.
+
+    Raises:
+        HfZipError: There is no such column, none that holds texts, several, or more than a pair is
+            named.
+    """
+    named, features = _named(table, column), table.rows.features
+    if len(named) > 2:
+        raise HfZipError(
+            f"{len(named)} columns are named for data {table.name!r} ({', '.join(named)}), but the "
+            "models take a text or a pair of texts; name one or two"
+        )
+    for name in named:
+        if not _holds_text(features[name]):
+            raise HfZipError(
+                f"column {name!r} of data {table.name!r} holds {_type(features[name])}, but the "
+                f"models take texts; name a column of texts. Columns: {columns(table.rows)}"
+            )
+    if named:
+        return named
+    texts = [
+        name
+        for name, feature in features.items()
+        if _holds_text(feature) and name not in (*_LABELS, label_column)
+    ]
+    found: list[tuple[str, ...]] = [p for p in _PAIRS if all(name in texts for name in p)]
+    paired = [name for pair in found for name in pair]
+    found += [(name,) for name in _TEXTS if name in texts and name not in paired]
+    found = found or [(name,) for name in texts]
+    if len(found) != 1:
+        raise HfZipError(
+            f"data {table.name!r} have {len(found) or 'no'} columns that may hold the texts which "
+            f"the models take; name one as {table.name}:COLUMN, or a pair as 'column: [A, B]'. "
+            f"Columns: {columns(table.rows)}"
+        )
+    return found[0]
+
+
+def _named(table: Table, column: str | Sequence[str] | None) -> tuple[str, ...]:
+    column = table.column or column or ()
+    names = (column,) if isinstance(column, str) else tuple(column)
+    return tuple(_existing(table, name) for name in names)
+
+
+def _holds_text(feature: Any) -> bool:
+    return bool(_TEXT_TYPE.fullmatch(_type(feature)))
+
+
+def label_column(table: Table, column: str | None) -> str:
+    """Returns the column that holds labels: `label`, `labels`, or the only class-label column.
+
+    Args:
+        table: The data.
+        column: The column to take.
+
+    Raises:
+        HfZipError: There is no such column, none that can be it, or it holds no labels.
+    """
+    features = table.rows.features
+    if column is not None:
+        _existing(table, column)
+    else:
+        classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        candidates = [name for name in _LABELS if name in features]
+        candidates = candidates or (classes if len(classes) == 1 else [])
+        if not candidates:
+            raise HfZipError(
+                f"data {table.name!r} have no column 'label' and {len(classes)} class-label "
+                f"columns; name one as label_column. Columns: {columns(table.rows)}"
+            )
+        column = candidates[0]
+    feature = features[column]
+    if not isinstance(feature, ClassLabel) and not _LABEL_TYPE.fullmatch(_type(feature)):
+        raise HfZipError(
+            f"column {column!r} of data {table.name!r} holds {_type(feature)}; labels should be "
+            "class labels, whole numbers or text"
+        )
+    return column
+
+
+def columns(rows: Dataset) -> str:
+    """Returns the columns and their types, for messages."""
+    return ", ".join(f"{name} ({_type(feature)})" for name, feature in rows.features.items())
+
+
+def _existing(table: Table, column: str) -> str:
+    if column not in table.rows.column_names:
+        raise unknown(f"column of data {table.name!r}", column, table.rows.column_names)
+    return column
+
+
+def _looks_like_image(value: Any) -> bool:
+    """Tells whether a value is an image file, its path, its bytes, or its pixels."""
+    if isinstance(value, str):
+        return Path(value).suffix.lower() in PillowImage.registered_extensions()
+    if isinstance(value, dict):
+        return set(value) == {"bytes", "path"}
+    if isinstance(value, bytes | PillowImage.Image):
+        return True
+    if not isinstance(value, list) and not hasattr(value, "__array__"):
+        return False
+    try:
+        pixels = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return False
+    return pixels.ndim in (2, 3) and np.issubdtype(pixels.dtype, np.number)
+
+
+def _type(feature: Any) -> str:
+    if isinstance(feature, Value):
+        return str(feature.dtype)
+    return type(feature).__name__

@@ -1,0 +1,227 @@
+"""Texts as data sets hold them → token ids as a model takes them, padded batch by batch."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Subset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_zip.columns import text_columns
+from hf_zip.data import IN_MEMORY, Table
+from hf_zip.errors import HfZipError
+from hf_zip.inputs import Inputs, Part, Row
+
+_ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """Reads texts as the models take them.
+
+    Args:
+        tokenizer: The models' tokenizer.
+        limit: Tokens of a text that the models take at most; left out, any number.
+        max_length: Tokens of a text that are kept at most, special ones included.
+    """
+
+    tokenizer: Any = None
+    limit: int | None = None
+    max_length: int = 128
+
+    key: ClassVar[str] = "input_ids"
+    in_memory: ClassVar[str] = (
+        "a datasets.Dataset, a list of texts or of pairs of texts, or a list of dicts with "
+        "'input_ids'"
+    )
+
+    def columns(
+        self, table: Table, column: str | Sequence[str] | None, label_column: str | None = None
+    ) -> tuple[str, ...]:
+        """Returns the column of texts, or a pair of them; `text_columns` says what is refused."""
+        return text_columns(table, column, label_column)
+
+    def read(self, table: Table, columns: Sequence[str], rows: Sequence[int]) -> Part:
+        """Returns the texts in some rows of a table; `tokenize` says what is refused."""
+        values = [table.rows[column][:] for column in columns]
+        texts = [tuple(column[row] for column in values) for row in rows]
+        return tokenize(self.tokenizer, texts, self._length(), table.name, rows)
+
+    def listed(self, items: Any) -> Part | None:
+        """Returns texts, pairs of texts, or mappings with `input_ids`; else nothing."""
+        if isinstance(items, Tensor):
+            return None
+        if all(isinstance(item, Mapping) and self.key in item for item in items):
+            return self.stored(items)
+        texts = [(item,) if isinstance(item, str) else item for item in items]
+        if not all(isinstance(text, list | tuple) for text in texts):
+            return None
+        if len({len(text) for text in texts}) > 1 or len(texts[0]) not in (1, 2):
+            return None
+        return tokenize(self.tokenizer, texts, self._length(), IN_MEMORY, range(len(texts)))
+
+    def stored(self, items: Any) -> Part:
+        """Returns token ids that are prepared already.
+
+        Raises:
+            HfZipError: They are not a list of ids for each input, or more than the models take.
+        """
+        rows = []
+        for position, item in enumerate(items):
+            row = {name: torch.as_tensor(item[name]) for name in _ARGUMENTS if name in item}
+            shape = tuple(row[self.key].shape)
+            if len(shape) != 1 or not shape[0] or any(x.shape != shape for x in row.values()):
+                raise HfZipError(
+                    f"{', '.join(row)} of input {position} have the shapes "
+                    f"{', '.join(str(tuple(x.shape)) for x in row.values())}; each should be "
+                    "[tokens], for at least one token"
+                )
+            if self.limit is not None and shape[0] > self.limit:
+                raise HfZipError(
+                    f"input {position} has {shape[0]} tokens, but the models take at most "
+                    f"{self.limit}; cut it off there"
+                )
+            rows.append({name: value.tolist() for name, value in row.items()})
+        return Tokens(rows)
+
+    def join(
+        self,
+        parts: Sequence[Part],
+        description: Mapping[str, Any],
+        labels: Sequence[int] | None = None,
+    ) -> Inputs:
+        """Returns the texts of several data sets as one, the longest first.
+
+        Texts of one length come to one batch, which needs little padding; and what does not fit
+        into memory fails at once.
+
+        Raises:
+            HfZipError: They have to be padded, and the tokenizer cannot.
+        """
+        rows: ConcatDataset[Row] = ConcatDataset(parts)
+        lengths = [len(rows[position][self.key]) for position in range(len(rows))]
+        if len(set(lengths)) > 1 and not self._pads():
+            lacking = "no tokenizer" if self.tokenizer is None else "no padding token"
+            raise HfZipError(
+                f"texts of different lengths have to be padded, but there is {lacking}; give a "
+                "tokenizer that has a padding token (tokenizer.pad_token)"
+            )
+        order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+        ordered = None if labels is None else [labels[position] for position in order]
+        return Inputs(Subset(rows, order), description, ordered, self._collate)
+
+    def _collate(self, rows: list[Row]) -> dict[str, Tensor]:
+        if not self._pads():
+            return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+        padded = self.tokenizer.pad(
+            rows,
+            # On the left it would move the texts to other positions, which their models tell apart.
+            padding_side="right",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return dict(padded)
+
+    def _pads(self) -> bool:
+        return getattr(self.tokenizer, "pad_token", None) is not None
+
+    def _length(self) -> int:
+        own = getattr(self.tokenizer, "model_max_length", self.max_length)
+        return min(self.max_length, own, self.limit or self.max_length)
+
+
+class Tokens(Part):
+    """Token ids of texts.
+
+    Args:
+        rows: For each text the model's arguments, each one list of numbers.
+        notes: See `Part`.
+    """
+
+    def __init__(self, rows: Sequence[Row], notes: Mapping[str, Any] | None = None) -> None:
+        self._rows, self.notes = rows, notes or {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, position: int) -> Row:
+        return self._rows[position]
+
+
+def tokenize(
+    tokenizer: Any,
+    texts: Sequence[Sequence[str]],
+    length: int,
+    name: str,
+    rows: Sequence[int],
+) -> Tokens:
+    """Returns the token ids of texts, each cut off at a length.
+
+    Args:
+        tokenizer: The models' tokenizer; left as it is.
+        texts: For each input one text, or a pair.
+        length: Tokens at most, special ones included.
+        name: What the data are called, for messages.
+        rows: Where the texts stand in the data, for messages.
+
+    Returns:
+        The ids; their notes say at what length texts were cut off, and how many were.
+
+    Raises:
+        HfZipError: There is no tokenizer, a value is no text or has no tokens, or the length leaves
+            no room beside the special tokens.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise HfZipError(
+            f"data {name!r} hold texts, but the models have "
+            f"{'no' if tokenizer is None else 'an image processor and no'} tokenizer; save the one "
+            "that they were trained with beside the first model"
+        )
+    for row, text in zip(rows, texts, strict=True):
+        for value in text:
+            if not isinstance(value, str):
+                raise HfZipError(
+                    f"row {row} of data {name!r} holds {value!r} for a text; leave the row out, or "
+                    "name another column"
+                )
+    special = tokenizer.num_special_tokens_to_add(pair=len(texts[0]) > 1)
+    if length <= special:
+        raise HfZipError(
+            f"texts are cut off at {length} tokens, of which {special} are special ones; allow "
+            f"at least {special + 1} (max_length)"
+        )
+    # Cutting off is a state of fast tokenizers, and would be saved with the merge.
+    own = copy.deepcopy(tokenizer)
+    found = _encode(own, texts)
+    long = [position for position, row in enumerate(found) if len(row["input_ids"]) > length]
+    if long:
+        cut = _encode(own, [texts[i] for i in long], truncation=True, max_length=length)
+        for position, ids in zip(long, cut, strict=True):
+            found[position] = ids
+    for row, ids in zip(rows, found, strict=True):
+        if not ids["input_ids"]:
+            raise HfZipError(f"row {row} of data {name!r} has no tokens; leave the row out")
+    return Tokens(found, {"max_length": length, "truncated": len(long)})
+
+
+def longest_text(model: PreTrainedModel) -> int | None:
+    """Returns how many tokens a model takes at most; nothing if it takes any number."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # Some families count positions from the one after the padding token's.
+            start = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - start
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
+def _encode(tokenizer: Any, texts: Sequence[Sequence[str]], **options: Any) -> list[Row]:
+    columns = [list(column) for column in zip(*texts, strict=True)]
+    found = tokenizer(*columns, return_attention_mask=True, verbose=False, **options)
+    return [
+        {name: found[name][position] for name in _ARGUMENTS if name in found}
+        for position in range(len(texts))
+    ]
