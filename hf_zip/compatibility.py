@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_zip.adapters import Adapter
 from hf_zip.groups import head_names
@@ -21,6 +21,9 @@ _SHAPES = (
     "image_size",
     "patch_size",
     "num_channels",
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
 )
 # Used in training only, or by heads that are not merged. So is everything with "drop" in its name.
 _WITHOUT_EFFECT = ("initializer_range", "encoder_stride")
@@ -128,6 +131,8 @@ def compare_configs(first: Source, other: Source, force: bool) -> Iterator[Findi
     shapes = {a.attribute_map.get(key, key) for key in _SHAPES}
     for key in keys:
         x, y = _value(a, key), _value(b, key)
+        if key.endswith("_token_id") and has_tokenizer(first) and has_tokenizer(other):
+            x, y = _token(first, x), _token(other, y)
         if x == y or key in shapes:
             continue
         problem = f"{pair} differ in {key}, {x!r} and {y!r}"
@@ -146,7 +151,7 @@ def compare_configs(first: Source, other: Source, force: bool) -> Iterator[Findi
 
 
 def compare_processors(first: Source, other: Source, force: bool) -> Iterator[Finding]:
-    """Returns the differences in how images are prepared.
+    """Returns the differences in how images are prepared, and in what kind of inputs is.
 
     Args:
         first: The one model; the merged model gets its processor.
@@ -155,13 +160,22 @@ def compare_processors(first: Source, other: Source, force: bool) -> Iterator[Fi
     """
     pair, (a, b) = both(first, other), (first.processor, other.processor)
     if (a is None) != (b is None):
+        has = first if b is None else other
         yield Finding(
             "warning",
             "processor",
-            f"of {pair} only {(first if b is None else other).reference!r} has a processor; check "
-            "that both were trained on inputs that it prepares",
+            f"of {pair} only {has.reference!r} has a {_kind(has)}; check that both were trained on "
+            "inputs that it prepares",
         )
     if a is None or b is None:
+        return
+    if has_tokenizer(first) != has_tokenizer(other):
+        yield Finding(
+            "error",
+            "processor",
+            f"{first.reference!r} has a {_kind(first)}, but {other.reference!r} has a "
+            f"{_kind(other)}; save beside each what it was trained with",
+        )
         return
     mine, theirs = _preparation(a), _preparation(b)
     keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
@@ -174,6 +188,20 @@ def compare_processors(first: Source, other: Source, force: bool) -> Iterator[Fi
             "the first's prepares all images",
             force,
         )
+
+
+def has_tokenizer(source: Source) -> bool:
+    """Tells whether a source's processor is a tokenizer."""
+    return isinstance(source.processor, PreTrainedTokenizerBase)
+
+
+def _kind(source: Source) -> str:
+    return "tokenizer" if has_tokenizer(source) else "processor"
+
+
+def _token(source: Source, value: Any) -> Any:
+    """What the id of a special token stands for."""
+    return source.processor.convert_ids_to_tokens(value) if isinstance(value, int) else value
 
 
 def _preparation(processor: Any) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from hf_zip.compatibility import (
     compare_architectures,
     compare_configs,
     compare_processors,
+    has_tokenizer,
     refused,
 )
 from hf_zip.errors import HfZipError
 from hf_zip.similarity import ROLES, Initialisation, PairSimilarity, initialisation, similarities
 from hf_zip.sources import Source
 from hf_zip.tasks import Task, labels_of, says_nothing
+from hf_zip.tokenization import check_tokenizer, compare_tokenizers
 
 _SUGGESTIONS: dict[Initialisation, str] = {
     "shared": "average: the models' weights are alike part by part, so their mean makes sense",
@@ -72,6 +74,7 @@ def preflight(
         HfZipError: The models do not fit together; the message lists everything that was found.
     """
     findings = [*_few(sources), *_tasks(sources, tasks), *_types(sources)]
+    findings += [finding for source in sources for finding in check_tokenizer(source)]
     first, alike = sources[0], [s for s in sources[1:] if _type(s) == _type(sources[0])]
     pairs: tuple[PairSimilarity, ...] = ()
     if not any(finding.code == "unsupported" for finding in findings):
@@ -80,6 +83,8 @@ def preflight(
             findings += compare_architectures(first, other, adapter)
             findings += compare_configs(first, other, force)
             findings += compare_processors(first, other, force)
+            if has_tokenizer(first) and has_tokenizer(other):
+                findings += compare_tokenizers(first, other, force)
         if not any(finding.code in ("type", "class", "shape") for finding in findings):
             pairs = similarities(sources, adapter)
             findings += _identical(sources)

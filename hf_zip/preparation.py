@@ -21,6 +21,7 @@ from hf_zip.request import Request
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.tasks import Task, resolve_tasks
+from hf_zip.vocabulary import in_one_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ def prepare(
     )
     if accelerator.is_main_process:
         logger.info("%s", render(findings))
+    sources = in_one_vocabulary(sources)
     groups = merge_groups(sources[0].model, adapter)
     _check_depth(recipe, sources[0].model)
     return Prepared(
