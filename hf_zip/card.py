@@ -16,7 +16,14 @@ from hf_zip.report import Report, SourceRecord
 from hf_zip.tables import escape, markdown_table, percent
 
 # Part of a class name → the task tag of its pipeline on the Hub.
-_PIPELINES = {"ForImageClassification": "image-classification"}
+_PIPELINES = {
+    "ForImageClassification": "image-classification",
+    "ForSequenceClassification": "text-classification",
+}
+_EXAMPLES = {
+    "image-classification": "image.png",
+    "text-classification": "a text to classify",
+}
 _KINDS: dict[Kind, str] = {
     "parent": "one source, on its own task",
     "ensemble": "every source runs on every input, and their logits stand side by side",
@@ -51,6 +58,8 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             title=title,
             location=repo_id or ".",
             pipeline=pipeline,
+            texts=pipeline == "text-classification",
+            example=_EXAMPLES.get(pipeline or ""),
             auto_class=f"AutoModel{part}",
             tasks=[escape(f"the task {task.name}") for task in report.tasks],
             license=_license(report.sources),

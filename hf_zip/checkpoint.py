@@ -17,7 +17,7 @@ from hf_zip.errors import HfZipError, first_line
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 _IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
-_TOKENIZER = ("tokenizer_config.json", "tokenizer.json")
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
 
 
 def weight_files(folder: Path, reference: str) -> list[Path]:
