@@ -24,6 +24,7 @@ from hf_zip.refit import zipfit as module
 from hf_zip.refit.block import fit_block
 from hf_zip.refit.held import GIB, Held
 from hf_zip.refit.moments import RegressionMoments
+from hf_zip.refit.reading import selection_stride
 from hf_zip.refit.shape import choose_shape, possible_shapes
 from hf_zip.refit.stream import centred_basis, stream_map
 from hf_zip.refit.survey import survey
@@ -242,11 +243,11 @@ def test_the_units_that_write_most_are_kept(monkeypatch):
             layer.mlp.fc2.weight[:, mute] = 0
             layer.mlp.fc1.weight[mute] *= 10  # active, but not heard of
     kept = []
-    fit_mlp = block.fit_mlp
+    choose_units = block.choose_units
     monkeypatch.setattr(
         block,
-        "fit_mlp",
-        lambda work, layer, units: (kept.append(units), fit_mlp(work, layer, units))[1],
+        "choose_units",
+        lambda *given: (kept.append(choose_units(*given)), kept[-1])[1],
     )
     fit(models)
     assert len(kept) == 2
@@ -257,7 +258,7 @@ def test_the_units_that_write_most_are_kept(monkeypatch):
 @pytest.mark.parametrize("tokens", [1, 5, 6, 197, 16])
 @pytest.mark.parametrize("rows_in_all", [1, 8191, 8192 * 4, 8192 * 6, 8192 * 197])
 def test_units_are_chosen_on_rows_of_all_tokens(tokens, rows_in_all):
-    stride = block.selection_stride(rows_in_all, tokens)
+    stride = selection_stride(rows_in_all, tokens)
     assert {(stride * row) % tokens for row in range(tokens)} == set(range(tokens))
     assert stride >= max(1, rows_in_all // 8192)
 
@@ -286,7 +287,7 @@ def test_a_block_makes_up_for_errors_before_it():
     off = torch.linspace(-1, 1, 12, dtype=torch.float64)
     with Held(1.0) as held:
         work, layer = work_of(vit().double(), held, off)
-        found = fit_block(work, layer)
+        found = fit_block(work, layer, work.shape)
         gap = held["teachers", 0] @ work.matrix.T - held["merged", 0]
         assert gap.flatten(0, 1).mean(dim=0).abs().max() <= 1e-10
         # What would be left if the block wrote just what the teacher's writes.
@@ -299,7 +300,7 @@ def test_a_block_makes_up_for_errors_before_it():
 def test_without_errors_before_it_a_block_is_the_teachers():
     with Held(1.0) as held:
         work, layer = work_of(vit().double(), held, torch.zeros(12, dtype=torch.float64))
-        assert min(fit_block(work, layer).values()) >= 1 - 1e-10
+        assert min(fit_block(work, layer, work.shape).values()) >= 1 - 1e-10
         assert sorted(held._tensors) == [("merged", 0), ("teachers", 0)]  # nothing else is kept
 
 
@@ -359,7 +360,7 @@ def test_held_tensors_read_back_as_they_were(tmp_path, monkeypatch):
 def test_temporary_files_are_removed_after_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    def fail(*_):
+    def fail(*_, **__):
         assert list(tmp_path.iterdir())
         raise KeyboardInterrupt
 

@@ -1,4 +1,7 @@
-"""The attention of one merged block: all teachers' heads, regressed on the merged stream."""
+"""The attention of one merged block: its heads set, its output regressed on what they attend to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64, Int64
@@ -6,46 +9,63 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from hf_zip.groups import Block
-from hf_zip.matching.selection import select_heads
-from hf_zip.refit.heads import truncate_scores, truncate_values
 from hf_zip.refit.moments import Moments, RegressionMoments
-from hf_zip.refit.shape import Shape
 from hf_zip.refit.work import Work, set_linear
 
 
-def fit_attention(work: Work, layer: Block, projections: Moments) -> float:
+@dataclass(frozen=True)
+class Heads:
+    """Heads that read the merged stream.
+
+    A bias of the keys has no effect on softmax, and one of the values adds the same to every
+    context, which the bias of the output can do: there are none.
+
+    Args:
+        query: Query weights of all heads, one below the other.
+        query_bias: Their biases.
+        key: Key weights likewise.
+        value: Value weights likewise.
+        count: Number of heads.
+    """
+
+    query: Float64[Tensor, "queries width"]
+    query_bias: Float64[Tensor, "queries"]
+    key: Float64[Tensor, "queries width"]
+    value: Float64[Tensor, "values width"]
+    count: int
+
+
+# From the moments of all heads' contexts and of what is to be written: the heads that are kept, and
+# the map from all contexts to those of the merged model.
+Keep = Callable[[Moments], tuple[Int64[Tensor, "heads"], Float64[Tensor, "kept n"]]]
+
+
+def fit_attention(work: Work, layer: Block, heads: Heads, keep: Keep | None = None) -> float:
     """Sets the attention of a block and moves the merged stream past it.
 
     Args:
         work: The models and streams; `middle` is held, `contexts` and `gap` are for a while.
         layer: Names of the block's modules.
-        projections: Moments of the merged model's normalised stream and of the queries, then keys,
-            then values of all teachers.
+        heads: What the heads read.
+        keep: Chooses among them; left out, all are kept as they are.
 
     Returns:
         The share of the mapped streams' energy that the merged stream then holds.
     """
-    weight, bias = projections.fit(work.penalty)
-    (query, key, value), (query_bias, _, _) = weight.chunk(3), bias.chunk(3)
-    count = len(work.teachers) * work.shape.teacher_heads
-    rank = len(value) // count if work.shape.select else work.shape.head_width
-    moment = projections.second_moment()
-    parts = zip(query.chunk(count), query_bias.chunk(count), key.chunk(count), strict=True)
-    heads = [truncate_scores(*part, moment, projections.mean_x, rank) for part in parts]
-    queries, query_biases, keys = (torch.cat(part) for part in zip(*heads, strict=True))
-
-    # A bias of the values adds the same to every context: that of the output can do it.
-    contexts = _attend(work, layer, (queries, keys, value), query_biases)
-    chosen, kept = keep_heads(contexts, work.shape, work.penalty)
-    output, output_bias = contexts.mapped(kept).fit(work.penalty)
-    rows = torch.cat([torch.arange(rank) + head * rank for head in chosen.tolist()])
-    student = work.student
-    set_linear(student.get_submodule(layer.query), queries[rows], query_biases[rows])
-    set_linear(student.get_submodule(layer.key), keys[rows])
-    set_linear(student.get_submodule(layer.value), kept @ value)
+    contexts = _attend(work, layer, heads)
+    student, value, rows = work.student, heads.value, torch.arange(len(heads.query))
+    if keep is not None:
+        chosen, kept = keep(contexts)
+        rows = rows.unflatten(0, (heads.count, -1))[chosen].flatten()
+        contexts, value = contexts.mapped(kept), kept @ value
+    output, output_bias = contexts.fit(work.penalty)
+    set_linear(student.get_submodule(layer.query), heads.query[rows], heads.query_bias[rows])
+    set_linear(student.get_submodule(layer.key), heads.key[rows])
+    set_linear(student.get_submodule(layer.value), value)
     set_linear(student.get_submodule(layer.output), output, output_bias)
 
-    writes, write_bias = (part.to(work.matrix) for part in (output @ kept, output_bias))
+    writes = output if keep is None else output @ kept
+    writes, write_bias = (part.to(work.matrix) for part in (writes, output_bias))
     return work.explained(
         [
             work.advance(batch, linear(work.held.pop("contexts", batch), writes, write_bias))
@@ -54,46 +74,20 @@ def fit_attention(work: Work, layer: Block, projections: Moments) -> float:
     )
 
 
-def _attend(
-    work: Work, layer: Block, projections: tuple[Tensor, Tensor, Tensor], query_bias: Tensor
-) -> Moments:
+def _attend(work: Work, layer: Block, heads: Heads) -> Moments:
     """Moments of the contexts of all heads and of what the merged stream lacks; holds both."""
-    count = len(work.teachers) * work.shape.teacher_heads
-    weights = [part.to(work.matrix) for part in projections]
-    biases = (query_bias.to(work.matrix), None, None)
+    weights = [part.to(work.matrix) for part in (heads.query, heads.key, heads.value)]
+    biases = (heads.query_bias.to(work.matrix), None, None)
     norm = work.student.get_submodule(layer.attention_norm)
-    sums = RegressionMoments(len(projections[2]), work.shape.width, device=work.accelerator.device)
+    sums = RegressionMoments(len(heads.value), work.shape.width, device=work.accelerator.device)
     for batch in range(work.num_batches):
         normalised = norm(work.held["merged", batch])
-        heads = [
-            linear(normalised, weight, bias).unflatten(-1, (count, -1)).transpose(1, 2)
+        projected = [
+            linear(normalised, weight, bias).unflatten(-1, (heads.count, -1)).transpose(1, 2)
             for weight, bias in zip(weights, biases, strict=True)
         ]
-        attended = scaled_dot_product_attention(*heads)
+        attended = scaled_dot_product_attention(*projected)
         contexts = attended.transpose(1, 2).flatten(2).flatten(0, 1)
         work.held["contexts", batch] = contexts
         sums.update(contexts, work.hold_gap(batch, work.held["middle", batch]))
     return work.reduced(sums).moments()
-
-
-def keep_heads(
-    contexts: Moments, shape: Shape, penalty: float
-) -> tuple[Int64[Tensor, "heads"], Float64[Tensor, "kept n"]]:
-    """Returns the heads that are kept and the map from all contexts to those of the merged model.
-
-    Args:
-        contexts: Moments of the contexts of all heads and of what is to be written.
-        shape: Sizes of the merged model.
-        penalty: Ridge of the fit that says how much each head's features matter.
-    """
-    covariance = contexts.covariance
-    if shape.select:
-        count = len(covariance) // shape.head_width
-        chosen = select_heads(covariance, count, shape.num_heads)[0].sort().values
-        eye = torch.eye(len(covariance)).to(covariance)
-        return chosen, eye.unflatten(0, (count, -1))[chosen].flatten(0, 1)
-    width = len(covariance) // shape.num_heads
-    output, _ = contexts.fit(penalty)
-    own = [slice(at, at + width) for at in range(0, len(covariance), width)]
-    maps = [truncate_values(output[:, h], covariance[h, h], shape.head_width) for h in own]
-    return torch.arange(shape.num_heads), torch.block_diag(*maps)

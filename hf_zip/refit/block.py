@@ -1,95 +1,119 @@
-"""One block of the merged model, solved for what the same blocks of all teachers do."""
+"""One block of a zipfit: all teachers' heads at a lower rank, and the MLP units that matter."""
 
-import math
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+from torch.nn.functional import linear
 
-from hf_zip.groups import Block, Tap
-from hf_zip.matching.selection import select_features
-from hf_zip.refit.attention import fit_attention
-from hf_zip.refit.mlp import fit_mlp
-from hf_zip.refit.moments import Moments, RegressionMoments
-from hf_zip.refit.survey import run_block
+from hf_zip.groups import Block
+from hf_zip.matching.selection import select_features, select_heads
+from hf_zip.refit.attention import Heads, fit_attention
+from hf_zip.refit.heads import truncate_scores, truncate_values
+from hf_zip.refit.mlp import fit_mlp, normalised
+from hf_zip.refit.moments import Moments
+from hf_zip.refit.reading import read_teachers
+from hf_zip.refit.shape import ZipShape
 from hf_zip.refit.work import Work
 from hf_zip.statistics.covariance import Covariance
 
-# MLP units are chosen on about so many rows: the choice hardly matters, its Gram matrix is large.
-SELECTION_ROWS = 8192
 
-
-def fit_block(work: Work, layer: Block) -> dict[str, float]:
+def fit_block(work: Work, layer: Block, shape: ZipShape) -> dict[str, float]:
     """Sets one block of the merged model and moves all streams past it.
 
     Args:
         work: The models and streams.
         layer: Names of the block's modules.
+        shape: Sizes of the merged model, and what becomes of the teachers' heads.
 
     Returns:
         The share of the mapped streams' energy that the merged stream holds, after the attention
         and after the MLP.
     """
-    projections, units = _read_teachers(work, layer)
-    attention = fit_attention(work, layer, projections)
-    return {"attention": attention, "mlp": fit_mlp(work, layer, units)}
+    all_units = len(work.teachers) * work.teachers[0].get_submodule(layer.mlp_out).in_features
+    projections, activity = read_teachers(work, layer, choosing=shape.units < all_units)
+    units = choose_units(activity, work, layer)
+    heads = lower_heads(projections, work, shape)
+    keep = partial(keep_heads, shape=shape, penalty=work.penalty)
+    return {
+        "attention": fit_attention(work, layer, heads, keep),
+        "mlp": fit_mlp(work, layer, partial(_kept_units, work, layer, units)),
+    }
 
 
-def _read_teachers(work: Work, layer: Block) -> tuple[Moments, tuple[Int64[Tensor, "_"], ...]]:
-    """Moves the teachers' streams past their block; holds what they are in the middle of it.
-
-    Returns the moments of the merged model's normalised stream and of all queries, keys and values,
-    and for each teacher the MLP units to keep.
-    """
-    attention, mlp = (
-        work.teachers[0].get_submodule(name) for name in (layer.output, layer.mlp_out)
-    )
-    count, device = len(work.teachers), work.accelerator.device
-    places = [Tap(name, "output") for name in (layer.query, layer.key, layer.value)]
-    middle, units = Tap(layer.mlp_norm, "input"), Tap(layer.mlp_out, "input")
-    projections = RegressionMoments(work.shape.width, 3 * count * attention.in_features, device)
-    all_units = count * mlp.in_features
-    activity = Covariance(all_units, device) if work.shape.units < all_units else None
-    norm = work.student.get_submodule(layer.attention_norm)
-    # A unit counts by what it writes to the stream, not by how active it is.
-    importance = _written(work, layer)
-    for batch in range(work.num_batches):
-        before = work.held["teachers", batch].chunk(count, dim=-1)
-        after, seen = run_block(work.teachers, layer.name, before, [*places, middle, units])
-        work.held["teachers", batch] = torch.cat(after, dim=-1)
-        work.held["middle", batch] = torch.cat([record[middle] for record in seen], dim=1)
-        wanted = [record[place] for place in places for record in seen]
-        projections.update(norm(work.held["merged", batch]).flatten(0, 1), torch.cat(wanted, dim=1))
-        if activity is not None:
-            stride = selection_stride(work.num_rows, num_tokens=after[0].shape[1])
-            active = [record[units][::stride] for record in seen]
-            activity.update(torch.cat(active, dim=1) * importance)
-    moments = work.reduced(projections).moments()
-    if activity is None:
-        return moments, tuple(torch.arange(mlp.in_features) for _ in work.teachers)
-    chosen = select_features(work.reduced(activity).covariance(), work.shape.units)
-    kept = torch.zeros(all_units, dtype=torch.bool)
-    kept[chosen] = True
-    return moments, tuple(own.nonzero().flatten() for own in kept.chunk(count))
-
-
-def _written(work: Work, layer: Block) -> Float[Tensor, "units"]:
-    """How much each MLP unit of all teachers writes to the merged stream when it is active."""
-    maps = work.matrix.chunk(len(work.teachers), dim=1)
-    writers = [teacher.get_submodule(layer.mlp_out) for teacher in work.teachers]
-    return torch.cat(
-        [(part @ writer.weight).norm(dim=0) for part, writer in zip(maps, writers, strict=True)]
-    )
-
-
-def selection_stride(num_rows: int, num_tokens: int) -> int:
-    """Returns how many rows to step over, so that about `SELECTION_ROWS` are left, of all tokens.
+def lower_heads(projections: Moments, work: Work, shape: ZipShape) -> Heads:
+    """Returns all heads of all teachers, their queries and keys at the merged heads' rank.
 
     Args:
-        num_rows: Number of rows, input by input.
-        num_tokens: Number of rows of an input.
+        projections: Moments of the merged model's normalised stream and of the queries, then keys,
+            then values of all teachers.
+        work: The models and the ridge.
+        shape: Sizes of the merged model, and what becomes of the teachers' heads.
     """
-    stride = max(1, num_rows // SELECTION_ROWS)
-    while math.gcd(stride, num_tokens) > 1:
-        stride += 1
-    return stride
+    weight, bias = projections.fit(work.penalty)
+    (query, key, value), (query_bias, _, _) = weight.chunk(3), bias.chunk(3)
+    count = len(work.teachers) * shape.teacher_heads
+    rank = len(value) // count if shape.select else shape.head_width
+    moment = projections.second_moment()
+    parts = zip(query.chunk(count), query_bias.chunk(count), key.chunk(count), strict=True)
+    heads = [truncate_scores(*part, moment, projections.mean_x, rank) for part in parts]
+    queries, query_biases, keys = (torch.cat(part) for part in zip(*heads, strict=True))
+    return Heads(queries, query_biases, keys, value, count)
+
+
+def keep_heads(
+    contexts: Moments, shape: ZipShape, penalty: float
+) -> tuple[Int64[Tensor, "heads"], Float64[Tensor, "kept n"]]:
+    """Returns the heads that are kept and the map from all contexts to those of the merged model.
+
+    Args:
+        contexts: Moments of the contexts of all heads and of what is to be written.
+        shape: Sizes of the merged model, and what becomes of the teachers' heads.
+        penalty: Ridge of the fit that says how much each head's features matter.
+    """
+    covariance = contexts.covariance
+    if shape.select:
+        count = len(covariance) // shape.head_width
+        chosen = select_heads(covariance, count, shape.num_heads)[0].sort().values
+        eye = torch.eye(len(covariance)).to(covariance)
+        return chosen, eye.unflatten(0, (count, -1))[chosen].flatten(0, 1)
+    width = len(covariance) // shape.num_heads
+    output, _ = contexts.fit(penalty)
+    own = [slice(at, at + width) for at in range(0, len(covariance), width)]
+    maps = [truncate_values(output[:, h], covariance[h, h], shape.head_width) for h in own]
+    return torch.arange(shape.num_heads), torch.block_diag(*maps)
+
+
+def choose_units(
+    activity: Covariance | None, work: Work, layer: Block
+) -> tuple[Int64[Tensor, "_"], ...]:
+    """Returns for each teacher the MLP units to keep.
+
+    Args:
+        activity: Covariance of all teachers' units; left out where all are kept.
+        work: The models.
+        layer: Names of the block's modules.
+    """
+    size = work.teachers[0].get_submodule(layer.mlp_out).in_features
+    if activity is None:
+        return tuple(torch.arange(size) for _ in work.teachers)
+    kept = torch.zeros(size * len(work.teachers), dtype=torch.bool)
+    kept[select_features(activity.covariance(), work.shape.units)] = True
+    return tuple(own.nonzero().flatten() for own in kept.chunk(len(work.teachers)))
+
+
+def _kept_units(
+    work: Work,
+    layer: Block,
+    units: tuple[Int64[Tensor, "_"], ...],
+    middle: Float[Tensor, "rows n"],
+) -> Float[Tensor, "rows units"]:
+    """What goes into the kept units of all teachers."""
+    parts = []
+    for teacher, stream, own in zip(
+        work.teachers, normalised(work, layer, middle), units, strict=True
+    ):
+        mlp_in = teacher.get_submodule(layer.mlp_in)
+        parts.append(linear(stream, mlp_in.weight[own], mlp_in.bias[own]))
+    return torch.cat(parts, dim=1)

@@ -1,9 +1,9 @@
-"""The MLP of one merged block: units of the teachers, refitted to the merged stream."""
+"""The MLP of one merged block: both layers refitted to the merged stream."""
 
-import torch
-from jaxtyping import Float, Int64
+from collections.abc import Callable
+
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers.activations import ACT2FN
 
 from hf_zip.groups import Block
@@ -11,13 +11,18 @@ from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.work import Work, set_linear
 
 
-def fit_mlp(work: Work, layer: Block, units: tuple[Int64[Tensor, "_"], ...]) -> float:
+def fit_mlp(
+    work: Work,
+    layer: Block,
+    wanted: Callable[[Float[Tensor, "rows n"]], Float[Tensor, "rows units"]],
+) -> float:
     """Sets both layers of a block's MLP and moves the merged stream past it.
 
     Args:
         work: The models and streams; `middle` is given up, `gap` is held for a while.
         layer: Names of the block's modules.
-        units: For each teacher its units that the merged model has.
+        wanted: What should go into the merged model's units, from the streams of all teachers
+            between attention and MLP, side by side.
 
     Returns:
         The share of the mapped streams' energy that the merged stream then holds.
@@ -30,8 +35,7 @@ def fit_mlp(work: Work, layer: Block, units: tuple[Int64[Tensor, "_"], ...]) -> 
 
     inner = RegressionMoments(work.shape.width, work.shape.units, device)
     for batch in batches:
-        wanted = _pre_activations(work, layer, work.held.pop("middle", batch), units)
-        inner.update(norm(work.merged_rows(batch)), wanted)
+        inner.update(norm(work.merged_rows(batch)), wanted(work.held.pop("middle", batch)))
     set_linear(mlp_in, *work.reduced(inner).moments().fit(work.penalty))
 
     # Holding the active units would take more room than all streams; computing them twice is cheap.
@@ -48,16 +52,12 @@ def fit_mlp(work: Work, layer: Block, units: tuple[Int64[Tensor, "_"], ...]) -> 
     )
 
 
-def _pre_activations(
-    work: Work,
-    layer: Block,
-    middle: Float[Tensor, "rows n"],
-    units: tuple[Int64[Tensor, "_"], ...],
-) -> Float[Tensor, "rows units"]:
-    """What goes into the kept units of all teachers."""
-    parts = []
+def normalised(
+    work: Work, layer: Block, middle: Float[Tensor, "rows n"]
+) -> list[Float[Tensor, "rows _"]]:
+    """Returns what each teacher's MLP reads, from all streams before it, side by side."""
     streams = middle.chunk(len(work.teachers), dim=1)
-    for teacher, stream, own in zip(work.teachers, streams, units, strict=True):
-        norm, mlp_in = (teacher.get_submodule(name) for name in (layer.mlp_norm, layer.mlp_in))
-        parts.append(linear(norm(stream), mlp_in.weight[own], mlp_in.bias[own]))
-    return torch.cat(parts, dim=1)
+    return [
+        teacher.get_submodule(layer.mlp_norm)(stream)
+        for teacher, stream in zip(work.teachers, streams, strict=True)
+    ]

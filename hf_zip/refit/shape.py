@@ -27,16 +27,12 @@ class Shape:
         units: Hidden units of each MLP.
         num_heads: Heads of each attention.
         head_width: Features of each head.
-        select: Whether heads are selected at full rank, instead of all being kept at a lower one.
-        teacher_heads: Heads of each attention of one teacher.
     """
 
     width: int
     units: int
     num_heads: int
     head_width: int
-    select: bool
-    teacher_heads: int
 
     def config(self) -> dict[str, int]:
         """Returns the entries of the config that these sizes decide."""
@@ -47,9 +43,26 @@ class Shape:
         }
 
 
+@dataclass(frozen=True)
+class ZipShape(Shape):
+    """Sizes of the merged model, and what becomes of the teachers' heads.
+
+    Args:
+        width: See `Shape`; so are the next three.
+        units: See `width`.
+        num_heads: See `width`.
+        head_width: See `width`.
+        select: Whether heads are selected at full rank, instead of all being kept at a lower one.
+        teacher_heads: Heads of each attention of one teacher.
+    """
+
+    select: bool
+    teacher_heads: int
+
+
 def possible_shapes(
     model: PreTrainedModel, block: Block, num_models: int, size: float, heads: Heads
-) -> tuple[Shape, ...]:
+) -> tuple[ZipShape, ...]:
     """Returns the shapes to choose from, the one with selected heads first.
 
     Args:
@@ -69,8 +82,8 @@ def possible_shapes(
     all_heads = num_models * num_heads
     merged_width = round(size * width)
     divides = merged_width > 0 and merged_width % all_heads == 0
-    selected = Shape(width, units, num_heads, width // num_heads, True, num_heads)
-    kept = Shape(merged_width, units, all_heads, merged_width // all_heads, False, num_heads)
+    selected = ZipShape(width, units, num_heads, width // num_heads, True, num_heads)
+    kept = ZipShape(merged_width, units, all_heads, merged_width // all_heads, False, num_heads)
     if heads == "select" and size != 1:
         raise HfZipError(f"heads can only be selected at size 1, not {size}; use heads: all")
     if heads == "select" or (heads == "auto" and size == 1 and not divides):
@@ -87,7 +100,7 @@ def possible_shapes(
     return (selected, kept) if choose else (kept,)
 
 
-def choose_shape(shapes: Sequence[Shape], contexts: Sequence[Float[Tensor, "n n"]]) -> Shape:
+def choose_shape(shapes: Sequence[ZipShape], contexts: Sequence[Float[Tensor, "n n"]]) -> ZipShape:
     """Returns the first shape if a selection of heads loses next to nothing, or else the last.
 
     Args:

@@ -1,0 +1,265 @@
+"""The way of every refit: the embeddings mapped, block after block fitted, then the heads."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+from jaxtyping import Float64
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_zip.adapters import Adapter
+from hf_zip.align import along
+from hf_zip.canonical import canonical, stream_writers
+from hf_zip.collect import make_accelerator, make_loader
+from hf_zip.errors import HfZipError
+from hf_zip.groups import Block, base_name, blocks, head_names
+from hf_zip.refit.held import Held
+from hf_zip.refit.readout import fit_readout
+from hf_zip.refit.shape import Shape
+from hf_zip.refit.survey import embedded
+from hf_zip.refit.work import Work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RidgeOptions:
+    """How every layer is fitted.
+
+    Args:
+        penalty: Ridge of the fits inside the blocks, as a share of the mean diagonal of the Gram;
+            multiplied by features / rows where there are fewer rows than features.
+        head_penalty: The same for the task head.
+        memory: What each process may hold of the calibration set's streams in memory, in GiB; the
+            rest goes to temporary files.
+    """
+
+    penalty: float = 1e-3
+    head_penalty: float = 1e-3
+    memory: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("penalty", "head_penalty", "memory"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise HfZipError(f"the refit's {name} is {value}; it should be at least 0")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted trunk, its heads, and how well each part fits.
+
+    Args:
+        state: Parameters by name, heads left out.
+        heads: For each teacher its head's parameters on the merged features.
+        config: Entries of the config that differ from the teachers'.
+        explained: Shares of energy, at most 1. "layers.N.attention" and "layers.N.mlp": what the
+            merged model's stream, after that part of that block, has of the teachers' streams
+            mapped to it.
+    """
+
+    state: dict[str, Tensor]
+    heads: tuple[dict[str, Tensor], ...]
+    config: Mapping[str, Any]
+    explained: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a refit runs on.
+
+    Args:
+        teachers: Models in canonical form, on the accelerator's device.
+        adapter: Their family's table.
+        layers: Names of the modules of their blocks.
+        num_inputs: Number of calibration inputs.
+        loader: The batches of this process.
+        accelerator: Adds up the sums of all processes.
+        progress: Show progress bars, on the main process.
+    """
+
+    teachers: tuple[PreTrainedModel, ...]
+    adapter: Adapter
+    layers: tuple[Block, ...]
+    num_inputs: int
+    loader: Iterable[Mapping[str, Tensor]]
+    accelerator: Accelerator
+    progress: bool
+
+    def bar(self, items: Iterable[Any], title: str) -> Iterable[Any]:
+        """Returns items with a progress bar."""
+        return tqdm(items, desc=title, disable=not self.progress, leave=False)
+
+
+def make_setting(
+    models: Sequence[PreTrainedModel],
+    adapter: Adapter,
+    inputs: Any,
+    batch_size: int = 32,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> Setting:
+    """Returns what a refit runs on, with copies of the models in canonical form.
+
+    Args:
+        models: Pre-norm models of one class with task heads; left unchanged, but on the CPU.
+        adapter: Their family's table.
+        inputs: A map-style data set of keyword arguments, the same for all models.
+        batch_size: Inputs per forward.
+        accelerator: The accelerator to run under; made here when left out.
+        progress: Show progress bars, on the main process.
+
+    Raises:
+        HfZipError: There are fewer than two inputs, or the models are not pre-norm or have no head.
+    """
+    if len(inputs) < 2:
+        raise HfZipError(
+            f"the refit is given {len(inputs)} calibration input(s); it needs at least two "
+            "different ones, better a thousand"
+        )
+    accelerator = accelerator or make_accelerator()
+    # Where they ran there may be no float64, which the canonical form takes.
+    plain = [canonical(model.cpu(), adapter) for model in models]
+    return Setting(
+        teachers=tuple(model.to(accelerator.device).eval() for model in plain),
+        adapter=adapter,
+        layers=blocks(plain[0], adapter),
+        num_inputs=len(inputs),
+        loader=make_loader(inputs, batch_size, accelerator),
+        accelerator=accelerator,
+        progress=progress,
+    )
+
+
+def fit_model(
+    setting: Setting,
+    shape: Shape,
+    matrix: Float64[Tensor, "width n"],
+    fit: Callable[[Work, Block], Mapping[str, float]],
+    options: RidgeOptions,
+    num_contexts: int,
+) -> Fitted:
+    """Returns one model of the teachers' class, each layer fitted to what all of them compute.
+
+    Every process works on its own inputs; each fit reduces its sums once, so all processes solve
+    the same systems.
+
+    Args:
+        setting: The teachers and what they run on.
+        shape: Sizes of the merged model.
+        matrix: Maps the teachers' streams, side by side, to the merged one; its outputs sum to
+            zero over the features, as LayerNorm ignores their mean.
+        fit: Sets one block, moves all streams past it, and says what share of the mapped streams
+            the merged one holds after each part.
+        options: Ridges and memory.
+        num_contexts: Features of the contexts from which an attention's output is fitted.
+
+    Raises:
+        HfZipError: The inputs are all the same, or a moment of the fits is not finite.
+    """
+    teachers, adapter, accelerator = setting.teachers, setting.adapter, setting.accelerator
+    config: dict[str, Any] = shape.config()
+    if hasattr(teachers[0].config, "qkv_bias"):
+        config["qkv_bias"] = True
+    student = _student(teachers[0], config)
+    _embed(student, teachers, adapter, matrix)
+
+    explained: dict[str, float] = {}
+    with Held(options.memory, accelerator.device) as held:
+        models = (student, *teachers)
+        num_batches, num_tokens = _hold_embeddings(held, models, adapter, setting.loader)
+        work = Work(
+            student=student,
+            teachers=teachers,
+            shape=shape,
+            matrix=matrix.to(student.device, student.dtype),
+            penalty=options.penalty,
+            held=held,
+            num_batches=num_batches,
+            num_rows=setting.num_inputs * num_tokens,
+            accelerator=accelerator,
+        )
+        if accelerator.is_main_process:
+            _warn_of_few_rows(
+                ("the blocks are", work.num_rows, max(shape.width, shape.units, num_contexts)),
+                ("the task head is", setting.num_inputs, shape.width),
+            )
+        for position, layer in enumerate(setting.bar(setting.layers, "fitting blocks")):
+            for part, share in fit(work, layer).items():
+                explained[f"layers.{position}.{part}"] = share
+        heads = fit_readout(work, adapter, setting.loader, options.head_penalty)
+    prefixes = tuple(f"{name}." for name in head_names(student, adapter))
+    state = {
+        name: parameter.detach().cpu()
+        for name, parameter in student.named_parameters()
+        if not name.startswith(prefixes)
+    }
+    return Fitted(state=state, heads=heads, config=config, explained=explained)
+
+
+def _student(teacher: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrainedModel:
+    """A model of the merged size whose normalisations are plain; everything else is to be set."""
+    config = copy.deepcopy(teacher.config)
+    for key, value in changes.items():
+        setattr(config, key, value)
+    with torch.random.fork_rng(devices=[]):
+        student = type(teacher)(config)
+    for module in student.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1)
+            module.bias.fill_(0)
+    return student.to(teacher.device, teacher.dtype).eval()
+
+
+def _embed(
+    student: PreTrainedModel,
+    teachers: Sequence[PreTrainedModel],
+    adapter: Adapter,
+    matrix: Float64[Tensor, "width n"],
+) -> None:
+    """Sets the embeddings, which are linear in the stream: mapping them is exact."""
+    names = {base_name(student, adapter, name) for name in adapter.embeddings}
+    for axis in stream_writers(student, adapter):
+        if axis.parameter in names:
+            parts = [teacher.get_parameter(axis.parameter).to(matrix) for teacher in teachers]
+            mapped = along(torch.cat(parts, axis.dim), axis.dim, matrix)
+            student.get_parameter(axis.parameter).copy_(mapped)
+
+
+def _hold_embeddings(
+    held: Held,
+    models: Sequence[PreTrainedModel],
+    adapter: Adapter,
+    loader: Iterable[Mapping[str, Tensor]],
+) -> tuple[int, int]:
+    """Holds all streams before the first block; returns how many batches, and tokens per input.
+
+    The merged model is the first.
+    """
+    count, num_tokens = 0, 1
+    for inputs in loader:
+        merged, *streams = embedded(models, adapter, inputs)
+        held["merged", count] = merged
+        held["teachers", count] = torch.cat(streams, dim=-1)
+        count, num_tokens = count + 1, merged.shape[1]
+    return count, num_tokens
+
+
+def _warn_of_few_rows(*fits: tuple[str, int, int]) -> None:
+    for what, rows, features in fits:
+        if rows < features:
+            logger.warning(
+                "%s fitted on %s rows for up to %s features, so the ridge is raised up to %.3g "
+                "times; give more inputs",
+                what,
+                rows,
+                features,
+                features / rows,
+            )
