@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from hf_zip.errors import HfZipError
@@ -37,12 +37,7 @@ def align(
     for group in groups:
         if group.name not in maps:
             continue
-        group_map = maps[group.name]
-        if group_map.size != group.size:
-            raise HfZipError(
-                f"the map of {group.name!r} is for {group_map.size} features, but the group has "
-                f"{group.size}"
-            )
+        group_map = _checked(maps[group.name], group)
         for axis in group.writers:
             aligned[axis.parameter] = along(
                 aligned[axis.parameter], axis.dim, group_map.merge[model]
@@ -60,6 +55,47 @@ def along(tensor: Tensor, dim: int, matrix: Float[Tensor, "new old"]) -> Tensor:
     return (moved @ matrix.T.to(tensor.dtype)).movedim(-1, dim)
 
 
+def side_by_side(
+    group: MergeGroup,
+    maps: Mapping[str, MergeMap],
+    weights: Sequence[float],
+) -> Float64[Tensor, "merged n"]:
+    """Returns the map from a group's features in all models, side by side, to the merged ones.
+
+    Args:
+        group: The group; without a map its features stay where they are.
+        maps: Merge maps by group name.
+        weights: Share of each model in a mean; their sum is 1.
+
+    Raises:
+        HfZipError: The map's size is not the group's, or it is for another number of models.
+
+    Example:
+        >>> group = MergeGroup("mlp", "mlp", 1, (), (), ())
+        >>> side_by_side(group, {}, [0.25, 0.75]).tolist()
+        [[0.25, 0.75]]
+    """
+    found = _checked(
+        maps.get(group.name, MergeMap.identity(len(weights), group.size)), group, len(weights)
+    )
+    parts = [part.double() * weight for part, weight in zip(found.merge, weights, strict=True)]
+    return torch.cat(parts, dim=1)
+
+
+def _checked(found: MergeMap, group: MergeGroup, num_models: int | None = None) -> MergeMap:
+    if found.size != group.size:
+        raise HfZipError(
+            f"the map of {group.name!r} is for {found.size} features, but the group has "
+            f"{group.size}"
+        )
+    if num_models is not None and found.num_models != num_models:
+        raise HfZipError(
+            f"the map of {group.name!r} is for {found.num_models} models, but there are "
+            f"{num_models}"
+        )
+    return found
+
+
 def mean(states: Sequence[State], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
     """Returns the weighted mean of state dicts, summed in float64 and cast back once.
 
@@ -71,16 +107,30 @@ def mean(states: Sequence[State], weights: Sequence[float] | None = None) -> dic
     Raises:
         HfZipError: The weights do not fit the states or sum to zero.
     """
-    weights = [1.0] * len(states) if weights is None else list(weights)
-    if len(weights) != len(states):
-        raise HfZipError(f"there are {len(states)} models but {len(weights)} weights")
-    total = sum(weights)
-    if not total > 0:
-        raise HfZipError(f"the weights {weights} sum to {total}; their sum should be positive")
+    parts = shares(len(states), weights)
     averaged = {}
     for name, first in states[0].items():
         summed = torch.zeros_like(first, dtype=torch.float64)
-        for state, weight in zip(states, weights, strict=True):
-            summed += state[name].to(torch.float64) * (weight / total)
+        for state, part in zip(states, parts, strict=True):
+            summed += state[name].to(torch.float64) * part
         averaged[name] = summed.to(first.dtype)
     return averaged
+
+
+def shares(count: int, weights: Sequence[float] | None = None) -> list[float]:
+    """Returns the share of each model in a mean: its weight divided by their sum.
+
+    Args:
+        count: Number of models.
+        weights: One weight per model, not all zero. Left out, all are equal.
+
+    Raises:
+        HfZipError: The weights do not fit the models or sum to zero.
+    """
+    weights = [1.0] * count if weights is None else list(weights)
+    if len(weights) != count:
+        raise HfZipError(f"there are {count} models but {len(weights)} weights")
+    total = sum(weights)
+    if not total > 0:
+        raise HfZipError(f"the weights {weights} sum to {total}; their sum should be positive")
+    return [weight / total for weight in weights]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_zip.align import align, along, mean
+from hf_zip.align import align, along, mean, side_by_side
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Axis, MergeGroup
 from hf_zip.matching.merge_map import MergeMap
@@ -50,6 +50,27 @@ def test_a_group_without_a_map_is_left():
 def test_a_map_of_another_size_is_refused():
     with pytest.raises(HfZipError, match=r"map of 'inner' is for 4 features, .* has 3"):
         align({}, layer_between(3, 2), {"inner": MergeMap.identity(1, 4)}, 0)
+
+
+def test_maps_side_by_side_make_the_weighted_mean_of_the_mapped_features():
+    inner, _ = layer_between(3, 2)
+    merge = torch.randn(2, 4, 3)
+    matrix = side_by_side(inner, {"inner": MergeMap(merge, merge.transpose(1, 2))}, [0.25, 0.75])
+    assert matrix.dtype == torch.float64
+    torch.testing.assert_close(matrix, torch.cat([merge[0] / 4, merge[1] * 3 / 4], dim=1).double())
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (MergeMap.identity(2, 4), "map of 'inner' is for 4 features, .* has 3"),
+        (MergeMap.identity(3, 3), "map of 'inner' is for 3 models, but there are 2"),
+    ],
+)
+def test_a_map_for_something_else_is_refused(found, message):
+    inner, _ = layer_between(3, 2)
+    with pytest.raises(HfZipError, match=message):
+        side_by_side(inner, {"inner": found}, [0.5, 0.5])
 
 
 def test_mean_by_hand():

@@ -76,12 +76,13 @@ def test_biases_that_only_the_merge_has_are_part_of_what_the_head_reads():
     assert error(fitted, parents) < error(plain, parents)
 
 
-def test_a_head_cannot_be_fitted_to_nothing():
-    with pytest.raises(HfZipError, match="refit: head needs calibration inputs"):
+@pytest.mark.parametrize("refit", ["head", "all"])
+def test_nothing_can_be_fitted_without_inputs(refit):
+    with pytest.raises(HfZipError, match=f"refit: {refit} needs calibration inputs"):
         hf_zip.merge(
             [vit(3, seed=1), vit(2, seed=2)],
             method="average",
-            parameters={"refit": "head"},
+            parameters={"refit": refit},
             tasks=["a", "b"],
             force=True,
             progress=False,

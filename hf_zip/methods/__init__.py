@@ -13,6 +13,8 @@ from hf_zip.errors import HfZipError, unknown
 from hf_zip.groups import MergeGroup
 from hf_zip.match import Matching
 from hf_zip.refit.head import refit_heads
+from hf_zip.refit.mapped import refit_mapped
+from hf_zip.refit.walk import RidgeOptions
 from hf_zip.registry import discover
 
 
@@ -156,7 +158,7 @@ def method_named(name: str) -> MergeMethod:
     return known[name]
 
 
-Refit = Literal["none", "head"]
+Refit = Literal["none", "head", "all"]
 
 
 def merge_aligned(
@@ -171,12 +173,17 @@ def merge_aligned(
         inputs: What the method works on.
         matching: Merge maps by group.
         weights: Share of each model in the mean.
-        refit: "head" fits the heads anew to each model's logits on the merged features, by least
-            squares on the calibration inputs; "none" rewrites them by the maps.
+        refit: "none" rewrites the heads by the maps. "head" fits them anew to each model's logits
+            on the merged features, by least squares on the calibration inputs. "all" fits every
+            layer, in place of the mean: see `refit_aligned`.
 
     Raises:
-        HfZipError: The heads are to be fitted, and there are no calibration inputs.
+        HfZipError: Something is to be fitted, and there are no calibration inputs.
     """
+    if refit != "none" and inputs.runtime.calibration is None:
+        raise HfZipError(f"refit: {refit} needs calibration inputs; give them, or refit: none")
+    if refit == "all":
+        return refit_aligned(inputs, matching, weights)
     aligned = [
         align(state, inputs.groups, matching.maps, model)
         for model, state in enumerate(inputs.states)
@@ -195,8 +202,6 @@ def merge_aligned(
     trunk = mean(trunks, weights)
     if refit == "head" and inputs.heads:
         runtime = inputs.runtime
-        if runtime.calibration is None:
-            raise HfZipError("refit: head needs calibration inputs; give them, or refit: none")
         heads = refit_heads(
             trunk,
             runtime.models,
@@ -210,4 +215,41 @@ def merge_aligned(
         state=trunk,
         heads=heads,
         provenance={"matched_correlation": dict(matching.correlations)},
+    )
+
+
+def refit_aligned(
+    inputs: MergeInputs,
+    matching: Matching,
+    weights: tuple[float, ...] | None = None,
+    options: RidgeOptions | None = None,
+) -> Merged:
+    """Returns one model whose every layer is fitted to the features that a matching gives.
+
+    Args:
+        inputs: What the method works on.
+        matching: Merge maps by group; their merged sizes are those of the merged model.
+        weights: Share of each model in the mean of the features.
+        options: How to fit; the defaults where left out.
+    """
+    runtime = inputs.runtime
+    fitted = refit_mapped(
+        runtime.models,
+        runtime.adapter,
+        runtime.calibration,
+        matching.maps,
+        weights,
+        options,
+        runtime.batch_size,
+        runtime.accelerator,
+        runtime.progress,
+    )
+    return Merged(
+        state=fitted.state,
+        heads=fitted.heads,
+        provenance={
+            "matched_correlation": dict(matching.correlations),
+            "explained": dict(fitted.explained),
+        },
+        config=fitted.config,
     )

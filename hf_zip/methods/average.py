@@ -19,7 +19,8 @@ class AverageOptions:
     """What follows the mean.
 
     Args:
-        refit: "head" fits the task heads anew, by least squares on calibration inputs.
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "all"
+            fits every layer so, to the mean of the models' features.
     """
 
     refit: Refit = "none"

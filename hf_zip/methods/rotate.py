@@ -40,7 +40,8 @@ class RotateOptions:
         heads: Attention heads; they move as wholes, and "rotate" is any orthogonal map inside each.
         mlp: Hidden units of the MLPs and of the poolers, whose activation functions allow no more
             than a reordering.
-        refit: "head" fits the task heads anew, by least squares on the calibration inputs.
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "all"
+            fits every layer so, to the mean of the matched features.
     """
 
     stream: How = "rotate"
@@ -71,7 +72,7 @@ def run(inputs: MergeInputs, options: RotateOptions) -> Merged:
     )
     # Queries, keys and values received the biases of the normalisations that they read.
     biased = hasattr(models[0].config, "qkv_bias")
-    return replace(merged, config={"qkv_bias": True} if biased else {})
+    return replace(merged, config={**merged.config, "qkv_bias": True} if biased else merged.config)
 
 
 def _match(

@@ -1,12 +1,11 @@
 """The task heads of the merged model, regressed to the teachers' logits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
@@ -17,7 +16,7 @@ from hf_zip.refit.work import Work
 
 
 def fit_readout(
-    work: Work, adapter: Adapter, loader: DataLoader, penalty: float
+    work: Work, adapter: Adapter, loader: Iterable[Mapping[str, Tensor]], penalty: float
 ) -> tuple[dict[str, Tensor], ...]:
     """Returns for each teacher the parameters of a head on the merged features.
 
