@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_zip.errors import HfZipError
 from hf_zip.groups import MergeGroup
 from hf_zip.matching.correlation import mean_correlation
 from hf_zip.matching.merge_map import MergeMap
-from hf_zip.matching.permutation import match_heads, match_permutation
+from hf_zip.matching.partial_permutation import partial_permutation
+from hf_zip.matching.permutation import match_heads
 from hf_zip.matching.zip import zip_features, zip_heads, zip_map
 
 How = Literal["zip", "permute", "identity"]
@@ -28,6 +30,8 @@ class Plan:
         mlp: Hidden units of the MLPs and of the poolers.
         alpha: See `hf_zip.matching.zip.zip_features`.
         beta: See `hf_zip.matching.zip.zip_features`.
+        shared: Share of the features or heads that are merged, the best matched ones, in [0, 1];
+            those of every model that are left are kept side by side. Below 1 all are permuted.
     """
 
     stream: How = "permute"
@@ -35,6 +39,18 @@ class Plan:
     mlp: How = "permute"
     alpha: float = 1.0
     beta: float = 1.0
+    shared: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks that parts are matched one to one."""
+        if not 0 <= self.shared <= 1:
+            raise HfZipError(f"the share of merged features is {self.shared}; give one in [0, 1]")
+        ways = {self.stream, self.heads, self.mlp}
+        if self.shared < 1 and ways != {"permute"}:
+            raise HfZipError(
+                f"only features that are permuted can be merged in part, but they are matched by "
+                f"{', '.join(sorted(ways))}; permute all, or share all"
+            )
 
 
 @dataclass(frozen=True)
@@ -124,14 +140,16 @@ def _match_circuit(
     plan: Plan,
 ) -> list[MergeMap]:
     first = circuit[0]
+    if how == "permute":
+        found = match_heads(similarities, num_models, first.num_heads)
+        if plan.shared == 1:
+            return found
+        parts = first.num_heads if first.num_heads > 1 else first.size
+        return partial_permutation(found, similarities, parts, round(plan.shared * parts))
     if first.num_heads > 1:
-        if how == "permute":
-            return match_heads(similarities, num_models, first.num_heads)
         return zip_heads(
             similarities, num_models, first.num_heads, first.num_heads, plan.alpha, plan.beta
         )
-    if how == "permute":
-        return [match_permutation(similarity, num_models) for similarity in similarities]
     return [
         zip_map(zip_features(similarity, num_models, group.size, plan.alpha, plan.beta), num_models)
         for group, similarity in zip(circuit, similarities, strict=True)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from hf_zip.errors import HfZipError
 from hf_zip.groups import MergeGroup
 from hf_zip.match import Plan, match, matched_correlation
 from hf_zip.matching.merge_map import MergeMap
@@ -50,6 +51,32 @@ def test_linked_groups_move_the_same_heads(how, num_models):
         # What is merged and unmerged again is merged alike: shared features stay what they are.
         back = torch.stack([m @ u for m, u in zip(found.merge, found.unmerge, strict=True)])
         torch.testing.assert_close(back.mean(dim=0), torch.eye(found.merged_size))
+
+
+@pytest.mark.parametrize("num_models", [2, 3])
+def test_a_share_of_all_groups_is_merged(num_models):
+    whole = match(GROUPS, covariances(num_models), num_models, Plan())
+    found = match(GROUPS, covariances(num_models), num_models, Plan(shared=2 / 3))
+    kept = {"stream": (3, 1), "value": (4, 2), "query_key": (4, 2), "mlp": (3, 2)}
+    for name, (together, apart) in kept.items():
+        merge = found.maps[name].merge
+        assert merge.shape[1] == together + num_models * apart, name
+        # What is merged is merged as it would be in whole, and the best of it.
+        rows = {tuple(row) for row in whole.maps[name].merge.transpose(0, 1).flatten(1).tolist()}
+        own = merge[:, :together].transpose(0, 1).flatten(1).tolist()
+        assert {tuple(row) for row in own} <= rows, name
+    assert found.correlations["stream"] > whole.correlations["stream"]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_another_share_is_refused(share):
+    with pytest.raises(HfZipError, match=rf"share of merged features is {share}; give one in"):
+        Plan(shared=share)
+
+
+def test_only_permuted_features_are_merged_in_part():
+    with pytest.raises(HfZipError, match="matched by identity, permute; permute all, or share"):
+        Plan(stream="identity", shared=0.5)
 
 
 def test_matched_correlation_by_hand():

@@ -18,8 +18,9 @@ from tests.models import permuted, random_inputs, randomise, rows
 
 METHODS = list(methods().values())
 # Options at which a method gives back what all models agree on. ZipIt!'s alpha below 1 would rather
-# merge two features of one model than bring a third copy to a pair. ZipFit's ridge shrinks.
-LOSSLESS = {"zipit": {"alpha": 1.0}, "zipfit": {"penalty": 1e-10, "head_penalty": 1e-10}}
+# merge two features of one model than bring a third copy to a pair. The ridge of a refit shrinks.
+NO_RIDGE = {"penalty": 1e-10, "head_penalty": 1e-10}
+LOSSLESS = {"zipit": {"alpha": 1.0}, "zipfit": NO_RIDGE, "pleas": NO_RIDGE}
 every_adapter = pytest.mark.parametrize(
     "adapter", adapters().values(), ids=lambda adapter: adapter.name
 )
