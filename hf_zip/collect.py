@@ -120,8 +120,8 @@ def collect(
     for batch in tqdm(loader, desc="calibration", disable=not progress, leave=False):
         seen = [observe(*pair, batch) for pair in zip(models, taps, strict=True)]
         for observation, accumulator in zip(observations, accumulators, strict=True):
-            features = [seen[k][tap] for k, tap in observation.places]
-            accumulator.update(torch.cat(features, dim=1))
+            accumulator.update(torch.cat([seen[k][tap] for k, tap in observation.places], dim=1))
+        del seen  # else these features would be held while the next batch runs
     return [reduced(accumulator, accelerator) for accumulator in accumulators]
 
 

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 
@@ -100,6 +102,21 @@ def test_a_module_that_takes_keywords_is_observed():
     )
     assert seen[Tap("inner", "input")].tolist() == [[1.0] * 3] * 2
     assert seen[Tap("inner", "output")].tolist() == [[2.0] * 3] * 2
+
+
+def test_a_batch_is_let_go_before_the_next_one_runs(monkeypatch):
+    model, seen, alive = vit(), [], []
+
+    def watched(*arguments):
+        alive.append(sum(reference() is not None for reference in seen))
+        found = observe(*arguments)
+        seen.extend(weakref.ref(features) for features in found.values())
+        return found
+
+    monkeypatch.setattr("hf_zip.collect.observe", watched)
+    place = Observation(20, ((0, Tap("vit.layers.0.mlp.fc2", "input")),))
+    collect([model], rows(images(model, 6)), [place], Covariance, 2, progress=False)
+    assert alive == [0, 0, 0]
 
 
 def test_no_inputs_are_refused():
