@@ -147,6 +147,7 @@ def _build(
     dtype: torch.dtype,
 ) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten: draw nothing
-        model = type(template)(config)
+        # Of the template's precision, which may exceed the default, until the one cast at the end.
+        model = type(template)(config).to(template.dtype)
     load_parameters(model, state)
     return model.to(dtype).eval()

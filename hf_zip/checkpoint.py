@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -62,13 +62,19 @@ def weight_files(folder: Path, reference: str) -> list[Path]:
     return files
 
 
-def load_model(folder: Path, files: Sequence[Path], reference: str) -> PreTrainedModel:
-    """Returns a checkpoint's model in float32, of the class that its config names.
+def load_model(
+    folder: Path,
+    files: Sequence[Path],
+    reference: str,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> PreTrainedModel:
+    """Returns a checkpoint's model, of the class that its config names.
 
     Args:
         folder: The folder.
         files: Its weight files.
         reference: What the recipe calls it, for messages.
+        dtype: Precision of the parameters; "auto" is that of the files.
 
     Raises:
         HfZipError: The class is not one of transformers', or a weight is missing, left over, of
@@ -79,7 +85,7 @@ def load_model(folder: Path, files: Sequence[Path], reference: str) -> PreTraine
         with _quiet():
             model, info = cls.from_pretrained(
                 folder,
-                dtype=torch.float32,
+                dtype=dtype,
                 output_loading_info=True,
                 # Shapes that differ come back in `info`, where they can be named.
                 ignore_mismatched_sizes=True,

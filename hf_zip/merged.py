@@ -16,16 +16,16 @@ from hf_zip.sources import load_source
 
 
 def load_merge(folder: str | Path) -> tuple[PreTrainedModel, Any]:
-    """Returns the model in a folder that a merge wrote, and its processor.
+    """Returns the model in a folder that a merge wrote, in its own precision, and its processor.
 
     Raises:
         HfZipError: The folder holds no model, or one that no merge wrote.
     """
     folder = Path(folder)
     if is_partial(folder):
-        model = HfZipForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
+        model = HfZipForImageClassification.from_pretrained(folder, dtype="auto").eval()
         return model, load_processor(folder, str(folder))
-    source = load_source(str(folder))
+    source = load_source(str(folder), dtype="auto")
     merge_record(source.model.config)
     return source.model, source.processor
 
@@ -69,7 +69,7 @@ def for_task(model: PreTrainedModel, task: str) -> PreTrainedModel:
     set_labels(config, labels)
     setattr(config, CONFIG_KEY, {**merge_record(model.config), "tasks": config.tasks})
     with torch.random.fork_rng(devices=[]):
-        single = HfZipForImageClassification(config)
+        single = HfZipForImageClassification(config).to(model.dtype)
     places = {f"tails.{old}.": f"tails.{new}." for new, old in enumerate(entry["members"])}
     state = {}
     for name, parameter in model.named_parameters():
@@ -79,4 +79,4 @@ def for_task(model: PreTrainedModel, task: str) -> PreTrainedModel:
         elif not name.startswith("tails."):
             state[name] = parameter.detach()
     load_parameters(single, state)
-    return single.to(model.dtype).eval()
+    return single.eval()

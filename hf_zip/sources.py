@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -42,7 +42,8 @@ class Source:
 
     Args:
         reference: What the recipe calls it: a folder, a Hub id, or a made-up name in memory.
-        model: The model, in float32 (float64 where it came so in memory) and evaluation mode.
+        model: The model, in float32 (float64 where it came so in memory, and as asked for where
+            `load_source` was) and evaluation mode.
         task: The task given in the recipe, if any.
         name: Short name: the folder's or the repository's.
         processor: Its image processor or tokenizer, if it has one.
@@ -74,7 +75,12 @@ def load_sources(specs: Sequence[ModelSpec], token: str | bool | None = None) ->
     return with_unique_names([load_source(spec.model, spec.task, token) for spec in specs])
 
 
-def load_source(reference: str, task: str | None = None, token: str | bool | None = None) -> Source:
+def load_source(
+    reference: str,
+    task: str | None = None,
+    token: str | bool | None = None,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> Source:
     """Returns one model from a folder or from the Hub, with what comes along with it.
 
     The model has the class that its config names. Everything comes from one commit, and nothing of
@@ -84,6 +90,7 @@ def load_source(reference: str, task: str | None = None, token: str | bool | Non
         reference: A local folder or a Hub id, `org/name` or `org/name@revision`.
         task: The task the model was trained on.
         token: Access token of the Hub; left out, the stored one.
+        dtype: Precision of the parameters; "auto" is that of the checkpoint.
 
     Raises:
         HfZipError: There is no such folder or repository in reach; it holds no model, or one of a
@@ -95,7 +102,7 @@ def load_source(reference: str, task: str | None = None, token: str | bool | Non
     if not local:
         folder = _download(reference, token)
     files = weight_files(folder, reference)
-    model = load_model(folder, files, reference)
+    model = load_model(folder, files, reference, dtype)
     return Source(
         reference=reference,
         model=model,

@@ -51,6 +51,15 @@ def test_rows_of_all_tasks_are_stacked_in_order():
     torch.testing.assert_close(model(**images(a)).logits[:, :3], a(**images(a)).logits)
 
 
+def test_double_precision_is_not_lost_on_the_way():
+    a = vit(3, seed=1).double()
+    with torch.no_grad():
+        a.classifier.bias += 1e-12
+    model = assemble(merged_of(a), a, tasks_of(a), {}, torch.float64)
+    assert torch.equal(model.classifier.bias, a.classifier.bias)
+    assert torch.equal(task_model(model, "m0").classifier.bias, a.classifier.bias)
+
+
 def test_models_of_one_task_share_rows_by_label():
     a = vit(2, seed=1, names=["cat", "dog"])
     b = vit(2, seed=2, names=["dog", "cat"])

@@ -1,5 +1,6 @@
 """Partial zips: a shared trunk, one tail per source."""
 
+import copy
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -16,6 +18,7 @@ from transformers import (
 )
 
 import hf_zip
+import hf_zip.pipeline
 from hf_zip.errors import HfZipError
 from hf_zip.merged import for_task, is_partial, load_merge
 from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
@@ -42,6 +45,14 @@ def merge(models, stop_at, method="permute", **more):
         progress=False,
         **more,
     )
+
+
+def copies(models):
+    return [copy.deepcopy(model) for model in models]
+
+
+def load(folder, **more):
+    return AutoModelForImageClassification.from_pretrained(folder, **more)
 
 
 def logits(model, count=6, **more):
@@ -222,6 +233,17 @@ def test_one_tasks_model_is_smaller_and_answers_alike(parents, tmp_path):
         for_task(model, "c")
     with pytest.raises(HfZipError, match="shares nothing"):
         for_task(merge(parents, 0).model, "b")
+
+
+@pytest.mark.parametrize("stop_at", [None, 1])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_a_tasks_model_keeps_the_precision_of_its_merge(parents, tmp_path, stop_at, dtype):
+    merge([model.double() for model in copies(parents)], stop_at, dtype=dtype, out=tmp_path / "all")
+    hf_zip.pipeline.export(tmp_path / "all", "b", tmp_path / "b")
+    with safe_open(tmp_path / "b" / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {getattr(torch, dtype)}
+    whole, single = load_merge(tmp_path / "all")[0], load(tmp_path / "b", dtype="auto")
+    torch.testing.assert_close(logits(single), logits(whole)[:, 3:])
 
 
 def test_the_report_says_how_well_the_tails_read_the_trunk(parents):
