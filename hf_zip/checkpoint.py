@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from hf_zip.errors import HfZipError, first_line
+from hf_zip.modeling import HfZipConfig
 
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
@@ -81,6 +82,21 @@ def load_model(
             another shape or not finite.
     """
     cls = _model_class(folder / "config.json", reference)
+    return load_as(cls, folder, files, reference, dtype)
+
+
+def load_as(
+    cls: Any,
+    folder: Path,
+    files: Sequence[Path],
+    reference: str,
+    dtype: torch.dtype | Literal["auto"],
+) -> PreTrainedModel:
+    """Returns a checkpoint's model as one of a given class; the other arguments: `load_model`.
+
+    Raises:
+        HfZipError: A weight is missing, left over, of another shape or not finite.
+    """
     try:
         with _quiet():
             model, info = cls.from_pretrained(
@@ -115,6 +131,10 @@ def _model_class(path: Path, reference: str) -> Any:
         )
     cls = getattr(transformers, names[0], None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+        if config.get("model_type") == HfZipConfig.model_type:
+            raise HfZipError(
+                f"{reference!r} is a partial zip, which cannot be merged again; merge its sources"
+            )
         reason = (
             "it needs code of its own (trust_remote_code), which is not run"
             if "auto_map" in config

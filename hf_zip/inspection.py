@@ -1,14 +1,19 @@
-"""What `hf-zip inspect` shows: merge groups of a model, and whether models can be merged."""
+"""What `hf-zip inspect` shows: merge groups and whether models fit, or a partial zip's parts."""
 
 from collections.abc import Sequence
 from itertools import groupby
 
+from torch import nn
+
 from hf_zip.adapters import adapter_for
-from hf_zip.assemble import CONFIG_KEY
+from hf_zip.assemble import CONFIG_KEY, merge_record
+from hf_zip.cost import parameters
 from hf_zip.groups import MergeGroup, head_names, merge_groups
+from hf_zip.merged import is_partial, load_merge
 from hf_zip.preflight import preflight, render
 from hf_zip.recipe import ModelSpec
 from hf_zip.sources import Source, load_sources
+from hf_zip.tables import amount
 from hf_zip.tasks import labels_of, resolve_tasks
 
 
@@ -16,11 +21,13 @@ def describe(references: Sequence[str]) -> str:
     """Returns a plain text description of models and of how they fit together.
 
     Args:
-        references: Local folders and Hub ids.
+        references: Local folders and Hub ids; a partial zip only alone, as it cannot be merged.
 
     Raises:
         HfZipError: A model cannot be loaded, or the models cannot be merged.
     """
+    if len(references) == 1 and is_partial(references[0]):
+        return "\n".join(_partial_lines(references[0]))
     sources = load_sources([ModelSpec(reference) for reference in references])
     lines = [line for source in sources for line in _source_lines(source)]
     first = sources[0].model
@@ -38,19 +45,46 @@ def describe(references: Sequence[str]) -> str:
 
 def _source_lines(source: Source) -> list[str]:
     model = source.model
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     labels = labels_of(model.config)
-    shown = ", ".join(labels[:8]) + (" …" if len(labels) > 8 else "")
     lines = [
-        f"{source.reference}: {type(model).__name__}, {parameters / 1e6:.2f} M parameters",
+        f"{source.reference}: {type(model).__name__}, {_size(model)}",
         f"    revision: {source.revision or source.sha256}",
-        f"    labels ({len(labels)}): {shown}",
+        f"    labels ({len(labels)}): {_first_few(labels)}",
     ]
     record = getattr(model.config, CONFIG_KEY, None)
     if record:
         tasks = ", ".join(f"{task['name']} ({len(task['labels'])})" for task in record["tasks"])
         lines.append(f"    a merge by {record.get('merge_method')} of the tasks {tasks}")
     return lines
+
+
+def _partial_lines(folder: str) -> list[str]:
+    model, _ = load_merge(folder)
+    config = model.config
+    shared, own = (c.num_hidden_layers for c in (config.trunk_config, config.tail_config))
+    lines = [
+        f"{folder}: {type(model).__name__}, {_size(model)}",
+        f"    a partial zip by {merge_record(config).get('merge_method')}",
+        f"    trunk: {shared} of {shared + own} blocks, width {config.trunk_config.hidden_size}, "
+        f"{_size(model.trunk)}",
+    ]
+    lines += [
+        f"    tail {position}: {own} of {shared + own} blocks, {labels} labels, {_size(tail)}"
+        for position, (tail, labels) in enumerate(zip(model.tails, config.tails, strict=True))
+    ]
+    for task in config.tasks:
+        tails = " and ".join(map(str, task["members"]))
+        labels = task["labels"]
+        lines.append(f"    task {task['name']}, tail {tails}: {_first_few(labels)}")
+    return lines
+
+
+def _size(module: nn.Module) -> str:
+    return f"{amount(parameters([module]))} parameters"
+
+
+def _first_few(labels: Sequence[str], count: int = 8) -> str:
+    return ", ".join(labels[:count]) + (" …" if len(labels) > count else "")
 
 
 def _group_lines(groups: Sequence[MergeGroup]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_zip.assemble import CONFIG_KEY, load_parameters, merge_record, set_labels, task_model
-from hf_zip.checkpoint import load_processor
+from hf_zip.checkpoint import load_as, load_processor, weight_files
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
 from hf_zip.sources import load_source
@@ -23,8 +23,10 @@ def load_merge(folder: str | Path) -> tuple[PreTrainedModel, Any]:
     """
     folder = Path(folder)
     if is_partial(folder):
-        model = HfZipForImageClassification.from_pretrained(folder, dtype="auto").eval()
-        return model, load_processor(folder, str(folder))
+        name = str(folder)
+        files = weight_files(folder, name)
+        model = load_as(HfZipForImageClassification, folder, files, name, "auto")
+        return model, load_processor(folder, name)
     source = load_source(str(folder), dtype="auto")
     merge_record(source.model.config)
     return source.model, source.processor

@@ -213,6 +213,22 @@ def test_inspect_knows_a_merge(run, tmp_path):
     )
 
 
+def test_inspect_shows_the_parts_of_a_partial_zip(run, tmp_path):
+    merged(run, tmp_path / "out", "--stop-at", 1)
+    shown = run("inspect", tmp_path / "out").output
+    for line in (
+        "HfZipForImageClassification, 4.64 k parameters",
+        "a partial zip by zipit",
+        "trunk: 1 of 2 blocks, width 12, 1.84 k parameters",
+        "tail 1: 1 of 2 blocks, 2 labels, 1.39 k parameters",
+        "task trees, tail 1: oak, elm",
+    ):
+        assert line in shown
+    fails(
+        run("inspect", tmp_path / "out", "pets"), "is a partial zip, which cannot be merged again"
+    )
+
+
 def test_lists():
     runner = CliRunner()
     assert "zipit: ZipIt!" in runner.invoke(cli.app, ["methods"]).output

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
@@ -240,8 +240,8 @@ def test_one_tasks_model_is_smaller_and_answers_alike(parents, tmp_path):
 def test_a_tasks_model_keeps_the_precision_of_its_merge(parents, tmp_path, stop_at, dtype):
     merge([model.double() for model in copies(parents)], stop_at, dtype=dtype, out=tmp_path / "all")
     hf_zip.pipeline.export(tmp_path / "all", "b", tmp_path / "b")
-    with safe_open(tmp_path / "b" / "model.safetensors", "pt") as file:
-        assert {file.get_tensor(name).dtype for name in file.keys()} == {getattr(torch, dtype)}
+    written = load_file(tmp_path / "b" / "model.safetensors").values()
+    assert {tensor.dtype for tensor in written} == {getattr(torch, dtype)}
     whole, single = load_merge(tmp_path / "all")[0], load(tmp_path / "b", dtype="auto")
     torch.testing.assert_close(logits(single), logits(whole)[:, 3:])
 
@@ -251,6 +251,15 @@ def test_the_report_says_how_well_the_tails_read_the_trunk(parents):
     shares = {k: v for k, v in report.explained.items() if k.startswith("unmerge.")}
     assert len(shares) == 2
     assert all(0 < share <= 1 for share in shares.values())
+
+
+def test_a_damaged_folder_is_refused(parents, tmp_path):
+    merge(parents, 1, out=tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["tails.1.classifier.bias"]
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(HfZipError, match=r"1 missing \(tails\.1\.classifier\.bias\)"):
+        load_merge(tmp_path)
 
 
 def test_a_folder_is_told_apart(parents, tmp_path):
