@@ -129,6 +129,75 @@ def test_return_dict_false_is_a_tuple(parents):
     torch.testing.assert_close(found, logits(model))
 
 
+def inner(model, **more):
+    """Logits, hidden states and attentions."""
+    asked = {"output_hidden_states": True, "output_attentions": True, **more}
+    with torch.no_grad():
+        return model(**images(model, 6, seed=4), **asked)
+
+
+@pytest.fixture(scope="module")
+def eager():
+    models = [vit(3, seed=1, num_hidden_layers=3), vit(2, seed=2, num_hidden_layers=3)]
+    for model in models:
+        model.set_attn_implementation("eager")
+    return models
+
+
+def test_one_tasks_inner_states_at_depth_0_are_those_of_its_source(eager):
+    model = merge(eager, 0).model
+    model.set_attn_implementation("eager")
+    for source, task in zip(eager, "ab", strict=True):
+        native, found = inner(source), inner(model, task=task)
+        assert (len(found.hidden_states), len(found.attentions)) == (4, 3)
+        torch.testing.assert_close(found.hidden_states, native.hidden_states)
+        torch.testing.assert_close(found.attentions, native.attentions)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depth", [1, 2])
+def test_inner_states_are_the_trunks_then_the_tails(eager, depth):
+    model = merge(eager, depth).model
+    model.set_attn_implementation("eager")
+    both, ones = inner(model), [inner(model, task=task) for task in "ab"]
+    trunk = model.trunk(
+        **images(model, 6, seed=4), output_hidden_states=True, output_attentions=True
+    )
+    for tail, one in zip(model.tails, ones, strict=True):
+        torch.testing.assert_close(one.hidden_states[:depth], trunk.hidden_states[:-1])
+        read = tail.unmerge(trunk.last_hidden_state)
+        torch.testing.assert_close(one.hidden_states[depth], read)
+        after = tail.blocks.layers[0](read)
+        torch.testing.assert_close(one.hidden_states[depth + 1], after)
+        assert (len(one.hidden_states), len(one.attentions)) == (4, 3)
+        normalised = tail.blocks.layernorm(one.hidden_states[-1])
+        torch.testing.assert_close(tail.classifier(normalised[:, 0]), one.logits)
+    own = [state for one in ones for state in one.hidden_states[depth:]]
+    torch.testing.assert_close(both.hidden_states, (*trunk.hidden_states, *own))
+    own = [attention for one in ones for attention in one.attentions[depth:]]
+    torch.testing.assert_close(both.attentions, (*trunk.attentions, *own))
+    assert not any(module._forward_hooks for module in model.tails.modules())
+
+
+def test_inner_states_are_returned_where_they_are_asked_for(eager):
+    model = merge(eager, 1).model
+    plain = inner(model, output_hidden_states=None, output_attentions=None)
+    assert plain.hidden_states is plain.attentions is None
+    assert inner(model).attentions == ()  # sdpa shows none, in native models neither
+    every = inner(model, task="a").hidden_states
+    for wanted in ([1, -1], [7], 2):
+        native = inner(eager[0], output_hidden_states=wanted).hidden_states
+        found = inner(model, task="a", output_hidden_states=wanted).hidden_states
+        assert [s is None for s in found] == [s is None for s in native]
+        assert all(s is None or torch.equal(s, t) for s, t in zip(found, every, strict=True))
+    as_tuple = inner(model, return_dict=False)
+    assert [len(part) for part in as_tuple] == [6, 8, 0]
+    model.set_attn_implementation("eager")
+    model.config.output_hidden_states = model.config.output_attentions = True
+    by_config = inner(model, output_hidden_states=None, output_attentions=None)
+    assert (len(by_config.hidden_states), len(by_config.attentions)) == (2 + 2 * 3, 1 + 2 * 2)
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForImageClassification])
 def test_saved_and_loaded_by_an_auto_class(parents, tmp_path, depth, auto):

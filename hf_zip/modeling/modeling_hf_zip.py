@@ -1,11 +1,14 @@
 """A shared trunk with one tail and head per source: a partially zipped model."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import can_return_tuple
 
 from .configuration_hf_zip import HfZipConfig
 
@@ -23,6 +26,20 @@ class HfZipPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+
+class HfZipTailOutput(NamedTuple):
+    """What a tail makes of the trunk's stream.
+
+    Args:
+        logits: Logits of the tail's own labels.
+        hidden_states: What its blocks read, then what each of them gives; empty unless asked for.
+        attentions: The attentions of its blocks; empty unless asked for.
+    """
+
+    logits: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...]
+    attentions: tuple[torch.Tensor, ...]
 
 
 class HfZipTail(nn.Module):
@@ -44,22 +61,50 @@ class HfZipTail(nn.Module):
         self.blocks.embeddings = nn.Identity()  # the trunk has them
         self.classifier = nn.Linear(width, config.tails[position])
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Returns the logits of the tail's own labels.
+    def forward(
+        self, hidden_states: torch.Tensor, output_hidden_states: bool = False, **kwargs: Any
+    ) -> HfZipTailOutput:
+        """Returns what the tail makes of the trunk's stream.
 
         Args:
             hidden_states: The trunk's stream, `[inputs, tokens, features]`.
-            **kwargs: Passed to every block.
+            output_hidden_states: Keep the hidden states.
+            **kwargs: Passed to every block; `output_attentions` keeps the attentions.
         """
         if self.slice is not None:
             hidden_states = hidden_states[..., self.slice[0] : self.slice[1]]
         else:
             hidden_states = self.unmerge(hidden_states)
-        for layer in getattr(self.blocks, self.layers_name):
-            hidden_states = layer(hidden_states, None, **kwargs)
-        hidden_states = getattr(self.blocks, self.norm_name)(hidden_states)
-        logits: torch.Tensor = self.classifier(hidden_states[:, 0])
-        return logits
+        states = [hidden_states]
+        attentions: list[torch.Tensor] = []
+        with self._record(attentions) if kwargs.get("output_attentions") else nullcontext():
+            for layer in getattr(self.blocks, self.layers_name):
+                hidden_states = layer(hidden_states, None, **kwargs)
+                if output_hidden_states:  # else they would only fill the memory
+                    states.append(hidden_states)
+        normalised = getattr(self.blocks, self.norm_name)(hidden_states)
+        return HfZipTailOutput(
+            logits=self.classifier(normalised[:, 0]),
+            hidden_states=tuple(states) if output_hidden_states else (),
+            attentions=tuple(attentions),
+        )
+
+    @contextmanager
+    def _record(self, attentions: list[torch.Tensor]) -> Iterator[None]:
+        """Fills a list with the attentions of the blocks that run, as native models record them."""
+        recorded = self.blocks._can_record_outputs["attentions"]
+
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            if output[1] is not None:  # most attention implementations have none to show
+                attentions.append(output[1])
+
+        modules = [module for module in self.blocks.modules() if isinstance(module, recorded)]
+        handles = [module.register_forward_hook(keep) for module in modules]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 class HfZipForImageClassification(HfZipPreTrainedModel):
@@ -77,16 +122,23 @@ class HfZipForImageClassification(HfZipPreTrainedModel):
         self.tails = nn.ModuleList(HfZipTail(config, i) for i in range(len(config.tails)))
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
         task: str | None = None,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
-        return_dict: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> ImageClassifierOutput | tuple[torch.Tensor, ...]:
-        """Returns logits, and the loss if there are labels.
+    ) -> ImageClassifierOutput:
+        """Returns logits, the loss if there are labels, and what happened inside if asked for.
+
+        Hidden states and attentions: where one tail answers, those that a native model of its
+        source has. The first states are the trunk's, and the one between is what the tail reads.
+        Where several answer, all of the trunk's, then all of every tail's, in order: what it reads,
+        and what each of its blocks gives.
 
         Args:
             pixel_values: Images, `[inputs, channels, height, width]`.
@@ -94,7 +146,10 @@ class HfZipForImageClassification(HfZipPreTrainedModel):
                 and only then all tails run.
             labels: Right labels, `[inputs]`: among those of the task, or among all.
             interpolate_pos_encoding: Take images of another size than the model was made for.
-            return_dict: Return a tuple if false.
+            output_hidden_states: Return the hidden states; a position or several leave nothing in
+                place of the others. Left out, what the config says.
+            output_attentions: Return the attentions, for which the attention implementation should
+                be eager. Left out, what the config says.
             **kwargs: Passed to every block.
 
         Raises:
@@ -104,23 +159,48 @@ class HfZipForImageClassification(HfZipPreTrainedModel):
         if not tasks:
             names = ", ".join(entry["name"] for entry in self.config.tasks)
             raise ValueError(f"unknown task {task!r}; this model knows: {names}")
-        kwargs.pop("output_hidden_states", None)
-        kwargs.pop("output_attentions", None)
-        outputs = self.trunk(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        hidden_states = outputs.last_hidden_state
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        kwargs["output_attentions"] = output_attentions
+        kwargs["output_hidden_states"] = bool(output_hidden_states)
+        trunk = self.trunk(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs
+        )
+        stream = trunk.last_hidden_state
         needed = sorted({member for entry in tasks for member in entry["members"]})
-        answers = {i: self.tails[i](hidden_states, **kwargs) for i in needed}
+        answers = {i: self.tails[i](stream, **kwargs) for i in needed}
         logits = torch.cat([self._task_logits(entry, answers) for entry in tasks], dim=-1)
-        loss = None
+        loss = hidden_states = attentions = None
         if labels is not None:
             loss = nn.functional.cross_entropy(logits.float(), labels.to(logits.device))
-        if return_dict is False:
-            return (logits,) if loss is None else (loss, logits)
-        return ImageClassifierOutput(loss=loss, logits=logits)
+        if output_hidden_states:
+            # A trunk without blocks records nothing, but its stream is its last state in any case.
+            shared = (*trunk.hidden_states[:-1], *([stream] if len(needed) > 1 else []))
+            states = (*shared, *(state for i in needed for state in answers[i].hidden_states))
+            hidden_states = _selected(states, output_hidden_states)
+        if output_attentions:
+            own = (attention for i in needed for attention in answers[i].attentions)
+            attentions = (*trunk.attentions, *own)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions
+        )
 
     @staticmethod
-    def _task_logits(entry: dict[str, Any], answers: dict[int, torch.Tensor]) -> torch.Tensor:
+    def _task_logits(entry: dict[str, Any], answers: dict[int, HfZipTailOutput]) -> torch.Tensor:
         """The logits of one task: the mean of those of the tails that answer it."""
         members = zip(entry["members"], entry["rows"], strict=True)
-        rows = [answers[member][..., list(own)] for member, own in members]
+        rows = [answers[member].logits[..., list(own)] for member, own in members]
         return torch.stack(rows).mean(dim=0)
+
+
+def _selected(
+    states: tuple[torch.Tensor, ...], wanted: bool | int | list[int]
+) -> tuple[torch.Tensor | None, ...]:
+    """Returns the states with nothing in place of those not asked for, as native models do."""
+    if isinstance(wanted, bool):
+        return states
+    positions = [wanted] if isinstance(wanted, int) else wanted
+    kept = [range(len(states))[i] for i in positions if -len(states) <= i < len(states)]
+    return tuple(state if i in kept else None for i, state in enumerate(states))
