@@ -15,7 +15,7 @@ from hf_zip.candidates import Candidate, Kind
 from hf_zip.collect import collation, make_accelerator, make_loader
 from hf_zip.cost import macs, parameters
 from hf_zip.errors import HfZipError, unknown
-from hf_zip.recipe import build
+from hf_zip.plain import build
 from hf_zip.tasks import Task
 
 LABELS = "labels"

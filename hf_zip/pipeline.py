@@ -15,8 +15,9 @@ from hf_zip.errors import HfZipError
 from hf_zip.execution import build_model, resolve_depth, run_method
 from hf_zip.merged import for_task, load_merge
 from hf_zip.methods import method_named
+from hf_zip.plain import build
 from hf_zip.preparation import check_needs, prepare
-from hf_zip.recipe import Recipe, build
+from hf_zip.recipe import Recipe
 from hf_zip.record import file_texts, make_report, refresh, resolved_recipe
 from hf_zip.report import Report, read
 from hf_zip.request import Request, read_request

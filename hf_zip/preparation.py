@@ -15,8 +15,9 @@ from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.groups import head_names, merge_groups
 from hf_zip.methods import MergeInputs, MergeMethod, Runtime
+from hf_zip.plain import build
 from hf_zip.preflight import Preflight, preflight, render
-from hf_zip.recipe import Recipe, build
+from hf_zip.recipe import Recipe
 from hf_zip.request import Request
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance

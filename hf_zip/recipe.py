@@ -1,18 +1,20 @@
 """What to merge, as a value: one frozen dataclass, one YAML, the command line's options."""
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import yaml
 
 from hf_zip.errors import HfZipError, unknown
+from hf_zip.plain import assign, build, kind, plain
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+_OWN_INPUTS = (
+    "all models are compared on the same inputs: with inputs of its own for each, nothing tells "
+    "which features belong together. List all data sets under 'calibration: {data: [...]}'"
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class ModelSpec:
     model: str
     task: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    REFUSED: ClassVar[Mapping[str, str]] = dict.fromkeys(("calibration", "data"), _OWN_INPUTS)
 
 
 @dataclass(frozen=True)
@@ -185,15 +189,15 @@ class Recipe:
             raise HfZipError(f"recipe {str(path)!r} is not valid YAML: {error}") from error
         if not isinstance(values, Mapping):
             raise HfZipError(
-                f"recipe {str(path)!r} holds {_kind(values)}, but should be a mapping with the "
+                f"recipe {str(path)!r} holds {kind(values)}, but should be a mapping with the "
                 "keys 'merge_method' and 'models'"
             )
         return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as plain dicts, lists and scalars, every default written out."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        values: dict[str, Any] = plain(self)
+        return values
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML, every default written out."""
@@ -218,138 +222,10 @@ class Recipe:
                 value = yaml.safe_load(text)
             except yaml.YAMLError as error:
                 raise HfZipError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
-            _assign(values, key.split("."), value, assignment)
+            assign(values, key.split("."), value, assignment)
         return self.from_dict(values)
-
-
-def build(cls: type, values: Any, where: str) -> Any:
-    """Returns a dataclass from a mapping, with every key and type checked.
-
-    Args:
-        cls: A dataclass whose fields are scalars, literals, mappings, dataclasses or tuples.
-        values: The mapping, as YAML holds it.
-        where: What the mapping is, for messages.
-
-    Raises:
-        HfZipError: A key is unknown or missing, or a value has the wrong type.
-    """
-    if not isinstance(values, Mapping):
-        raise HfZipError(f"{where} should be a mapping of keys to values, not {_kind(values)}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = get_type_hints(cls)
-    for key in values:
-        if cls is ModelSpec and key in ("calibration", "data"):
-            raise HfZipError(
-                f"{where} has its own {key!r}, but all models are compared on the same inputs: "
-                "with inputs of its own for each, nothing tells which features belong together. "
-                "List all data sets under 'calibration: {data: [...]}'"
-            )
-        if key not in fields:
-            raise unknown(f"key in {where}", str(key), fields)
-    for name, spec in fields.items():
-        required = spec.default is dataclasses.MISSING and (
-            spec.default_factory is dataclasses.MISSING
-        )
-        if required and name not in values:
-            raise HfZipError(f"{where} lacks the key {name!r}")
-    built = {
-        key: _value(hints[key], value, key if where == "recipe" else f"{where}.{key}")
-        for key, value in values.items()
-    }
-    return cls(**built)
-
-
-def _assign(values: Any, path: list[str], value: Any, assignment: str) -> None:
-    """Sets one dotted path in nested dicts and lists, making dicts where there is nothing yet."""
-    head, *rest = path
-    place: Any = values
-    key: Any = head
-    if isinstance(values, list):
-        if not head.isdigit() or int(head) >= len(values):
-            raise HfZipError(
-                f"--set {assignment}: {head!r} should be a position from 0 to {len(values) - 1}"
-            )
-        key = int(head)
-    elif not isinstance(values, dict):
-        raise HfZipError(f"--set {assignment}: {head!r} is below a value that holds no keys")
-    if not rest:
-        place[key] = value
-        return
-    if isinstance(place, dict) and place.get(key) is None:
-        place[key] = {}
-    _assign(place[key], rest, value, assignment)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """Returns a YAML value as the type that a field is declared with."""
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        if value is None:
-            return None
-        hints = [arg for arg in get_args(hint) if arg is not type(None)]
-        # A number or one of a few words: what is text should be one of the words. A name or
-        # several: what is a list should be several.
-        origins: tuple[Any, ...] = (Literal,) if isinstance(value, str) else ()
-        origins = (tuple,) if isinstance(value, list | tuple) else origins
-        chosen = [arg for arg in hints if get_origin(arg) in origins] or hints
-        return _value(chosen[0], value, where)
-    if origin is Literal:
-        if value not in get_args(hint):
-            raise unknown(where, str(value), get_args(hint))
-        return value
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return build(hint, value, where)
-    if origin is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, Sequence):
-            raise HfZipError(f"{where} should be a list, not {_kind(value)}")
-        return tuple(
-            _value(get_args(hint)[0], item, f"{where}.{i}") for i, item in enumerate(items)
-        )
-    if origin is Mapping:
-        if value is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise HfZipError(f"{where} should be a mapping of keys to values, not {_kind(value)}")
-        return dict(value)
-    return _scalar(hint, value, where)
-
-
-def _scalar(hint: type, value: Any, where: str) -> Any:
-    """Returns a scalar of the declared type; an int is a float, a bool is not an int."""
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise HfZipError(f"{where} should be {_NAMES[hint]}, not {_kind(value)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise HfZipError(f"{where} is {value}; it should be a finite number")
-    return value
-
-
-_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _kind(value: Any) -> str:
-    """Returns a value in the words of somebody who writes YAML."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return "a list"
-    return f"{value!r}"
 
 
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise HfZipError(f"{name} is {value}; it should be at least {least}")
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

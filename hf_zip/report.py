@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import Evaluation
-from hf_zip.recipe import build
+from hf_zip.plain import build
 from hf_zip.sources import Source
 from hf_zip.tables import table
 from hf_zip.tasks import Task

@@ -15,8 +15,9 @@ from hf_zip.errors import HfZipError
 from hf_zip.evaluate import Evaluation, Row
 from hf_zip.execution import build_model, run_method
 from hf_zip.methods import MergeMethod, method_named
+from hf_zip.plain import build
 from hf_zip.preparation import Prepared, check_needs, prepare
-from hf_zip.recipe import Recipe, build
+from hf_zip.recipe import Recipe
 from hf_zip.report import versions
 from hf_zip.request import Request
 from hf_zip.save import write_text
