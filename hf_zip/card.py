@@ -76,6 +76,7 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             correlation=_correlation(report.matching),
             explained=_least_explained(report.explained),
             partial=partial,
+            tails=_tails(report.recipe),
             trust=", trust_remote_code=True" if partial else "",
         )
     )
@@ -190,6 +191,15 @@ def _last(evaluation: Evaluation | None, kind: Kind) -> Row | None:
     """The last row of a kind: this merge comes after any other merges of the same sources."""
     rows = evaluation.of_kind(kind) if evaluation else ()
     return rows[-1] if rows else None
+
+
+def _tails(recipe: Mapping[str, Any]) -> str:
+    """What became of the tails of a partial zip."""
+    if recipe.get("stop_at") == 0:
+        return "as they were"
+    if recipe.get("unmerge") == "exact":
+        return "as they were, rewritten in the shared features"
+    return "as they were, behind a linear map that was fitted on the calibration data"
 
 
 def _better_than_merge(evaluation: Evaluation | None) -> list[Row]:

@@ -1,7 +1,7 @@
 """How deep a merge should share: what each depth costs, and how much of the sources it keeps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, base_name
 from hf_zip.methods import Merged, Runtime
 from hf_zip.modeling import HfZipForImageClassification
-from hf_zip.partial import explained_shares, partial_config
-from hf_zip.recipe import Budget
+from hf_zip.partial import partial_config
+from hf_zip.recipe import Budget, Unmerge
 from hf_zip.refit import regress
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.tasks import Task
+from hf_zip.unmerge import explained_shares
 
 HELD_OUT = 5  # every fifth calibration input judges what the others fitted
 
@@ -39,17 +40,23 @@ class Depth:
 
 
 def depth_curve(
-    merged: Merged, runtime: Runtime, tasks: Sequence[Task], penalty: float = 1e-3
+    merged: Merged,
+    runtime: Runtime,
+    tasks: Sequence[Task],
+    unmerge: Unmerge,
+    penalty: float = 1e-3,
 ) -> tuple[Depth, ...]:
     """Returns every depth from sharing nothing to sharing all blocks.
 
     Four fifths of the calibration inputs fit the maps from the merged stream to each source's, and
-    the rest judges them.
+    the rest judges them. Exact tails read the merged stream as it is, so for them it is compared
+    with the sources' streams in the merged features.
 
     Args:
         merged: The result of a method, over all blocks.
         runtime: The sources and their calibration inputs.
         tasks: The tasks.
+        unmerge: How tails read the merged stream.
         penalty: Ridge of the maps, as a share of the mean diagonal of the Gram.
 
     Raises:
@@ -64,16 +71,23 @@ def depth_curve(
     full = assemble(merged, runtime.models[0], tasks, {}, runtime.models[0].dtype)
     held_out = range(0, len(inputs), HELD_OUT)
     fitted = [i for i in range(len(inputs)) if i % HELD_OUT]
-    moments, judged = (_moments(full, runtime, Subset(inputs, rows)) for rows in (fitted, held_out))
     width = runtime.models[0].config.hidden_size
     count, blocks = len(runtime.models), full.config.num_hidden_layers
-    curve = [Depth(0, (1.0,) * count, _parameters(merged, runtime, tasks, 0))]
-    for depth in range(1, blocks + 1):
-        explained = _explained(moments[depth - 1], judged[depth - 1], count, width, penalty)
+    if unmerge == "exact":
+        judged = _moments(full, _aligned(merged, runtime), Subset(inputs, held_out))
+        maps = [(torch.eye(width).repeat(count, 1), torch.zeros(count * width))] * blocks
+    else:
+        moments, judged = (_moments(full, runtime, Subset(inputs, x)) for x in (fitted, held_out))
+        maps = [regress(found, full.config.hidden_size, penalty) for found in moments]
+    curve = [Depth(0, (1.0,) * count, _parameters(merged, runtime, tasks, 0, unmerge))]
+    for depth, (found, (weight, bias)) in enumerate(zip(judged, maps, strict=True), start=1):
+        explained = explained_shares(
+            weight.to(found.mean()), bias.to(found.mean()), found, count, width
+        )
         parameters = (
             sum(p.numel() for p in full.parameters())
             if depth == blocks
-            else _parameters(merged, runtime, tasks, depth)
+            else _parameters(merged, runtime, tasks, depth, unmerge)
         )
         curve.append(Depth(depth, explained, parameters))
     return tuple(curve)
@@ -112,10 +126,23 @@ def choose_depth(curve: Sequence[Depth], budget: Budget, one_source: int) -> Dep
     return fit[-1] if budget.parameters is None else fit[0]
 
 
-def _parameters(merged: Merged, runtime: Runtime, tasks: Sequence[Task], depth: int) -> int:
-    config = partial_config(merged, runtime, tasks, {}, depth, torch.float32)
+def _parameters(
+    merged: Merged, runtime: Runtime, tasks: Sequence[Task], depth: int, unmerge: Unmerge
+) -> int:
+    config = partial_config(merged, runtime, tasks, {}, depth, unmerge, torch.float32)
     with torch.device("meta"):
         return sum(p.numel() for p in HfZipForImageClassification(config).parameters())
+
+
+def _aligned(merged: Merged, runtime: Runtime) -> Runtime:
+    """The sources, each of which computes the same in the merged features."""
+    models = tuple(
+        assemble(
+            Merged(state=dict(own), heads=(), config=merged.config), model, (), {}, model.dtype
+        )
+        for own, model in zip(merged.aligned, runtime.models, strict=True)
+    )
+    return replace(runtime, models=models)
 
 
 def _block(runtime: Runtime, model: Any, layer: int) -> str:
@@ -142,10 +169,3 @@ def _moments(full: Any, runtime: Runtime, inputs: Any) -> list[Covariance]:
         runtime.accelerator,
         runtime.progress,
     )
-
-
-def _explained(
-    fitted: Covariance, judged: Covariance, count: int, width: int, penalty: float
-) -> tuple[float, ...]:
-    weight, bias = regress(fitted, len(fitted.mean()) - count * width, penalty)
-    return explained_shares(weight, bias, judged, count, width)

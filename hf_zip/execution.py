@@ -12,7 +12,7 @@ from hf_zip.depth import Depth, choose_depth, depth_curve
 from hf_zip.methods import Merged, MergeMethod
 from hf_zip.partial import assemble_partial
 from hf_zip.preparation import Prepared, covariances
-from hf_zip.recipe import Budget, Recipe
+from hf_zip.recipe import Budget, Recipe, Unmerge
 
 
 def run_method(method: MergeMethod, prepared: Prepared, options: Any) -> Merged:
@@ -27,7 +27,7 @@ def run_method(method: MergeMethod, prepared: Prepared, options: Any) -> Merged:
 
 
 def resolve_depth(
-    recipe: Recipe, merged: Merged, prepared: Prepared
+    recipe: Recipe, merged: Merged, prepared: Prepared, unmerge: Unmerge
 ) -> tuple[int | None, tuple[Depth, ...]]:
     """Returns the number of blocks to share, none for all, and the curve it was chosen from.
 
@@ -37,7 +37,7 @@ def resolve_depth(
     blocks = prepared.sources[0].model.config.num_hidden_layers
     if recipe.stop_at != "auto":
         return (None if recipe.stop_at == blocks else recipe.stop_at), ()
-    curve = depth_curve(merged, prepared.inputs.runtime, prepared.tasks)
+    curve = depth_curve(merged, prepared.inputs.runtime, prepared.tasks, unmerge)
     one_source = sum(p.numel() for p in prepared.sources[0].model.parameters())
     depth = choose_depth(curve, recipe.budget or Budget(), one_source).blocks
     return (None if depth == blocks else depth), curve
@@ -48,6 +48,7 @@ def build_model(
     prepared: Prepared,
     record: Mapping[str, Any],
     depth: int | None,
+    unmerge: Unmerge,
     dtype: torch.dtype,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """Returns the merged model, native or partial, and what its tails explain of their sources."""
@@ -55,8 +56,8 @@ def build_model(
         native = prepared.sources[0].model
         return assemble(merged, native, prepared.tasks, record, dtype), {}
     model, explained = assemble_partial(
-        merged, prepared.inputs.runtime, prepared.tasks, record, depth, dtype
+        merged, prepared.inputs.runtime, prepared.tasks, record, depth, unmerge, dtype
     )
-    # Without calibration inputs nothing was fitted, so nothing is explained.
+    # Exact tails have no maps that could explain anything.
     pairs: Sequence[tuple[Any, float]] = list(zip(prepared.sources, explained, strict=False))
     return model, {f"unmerge.{source.name}": share for source, share in pairs}

@@ -5,20 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from hf_zip.adapters import Adapter
+from hf_zip.align import State
 from hf_zip.assemble import CONFIG_KEY, load_parameters, set_labels
-from hf_zip.collect import Observation, collect
 from hf_zip.errors import HfZipError
-from hf_zip.groups import Tap, base_name, head_names
+from hf_zip.groups import base_name, head_names
 from hf_zip.methods import Merged, Runtime
 from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
-from hf_zip.refit import regress
-from hf_zip.statistics.covariance import Covariance
+from hf_zip.recipe import Unmerge
 from hf_zip.tasks import Task
+from hf_zip.unmerge import fit_unmerge
 
 
 def assemble_partial(
@@ -27,14 +26,17 @@ def assemble_partial(
     tasks: Sequence[Task],
     record: Mapping[str, Any],
     depth: int,
+    unmerge: Unmerge,
     dtype: torch.dtype = torch.float32,
     penalty: float = 1e-3,
 ) -> tuple[HfZipForImageClassification, tuple[float, ...]]:
-    """Returns a model with a shared trunk and one tail per source, and how well the tails fit.
+    """Returns a model with a shared trunk and one tail per source, and how well their maps fit.
 
-    Each tail reads the trunk through a linear map, the ridge regression of the source's own stream
-    at that depth on the trunk's; without calibration inputs it is the identity. At depth 0 nothing
-    is shared: the trunk holds all embeddings side by side, and the model equals the ensemble.
+    Each tail is its source's blocks and head. By "ridge" they are as they were, and read the trunk
+    through a linear map, the ridge regression of the source's own stream at that depth on the
+    trunk's. By "exact" they are rewritten in the merged features, which leaves what they compute,
+    and read the trunk as it is. At depth 0 nothing is shared: the trunk holds all embeddings side
+    by side, and the model equals the ensemble.
 
     Args:
         merged: The result of a method.
@@ -42,14 +44,17 @@ def assemble_partial(
         tasks: The tasks.
         record: What else `config.hf_zip` should keep, as plain values.
         depth: Number of shared blocks, from 0 to one less than there are.
+        unmerge: How the tails read the trunk; "exact" needs a method that only moves features.
         dtype: Precision of the parameters.
         penalty: Ridge of the maps, as a share of the mean diagonal of the Gram.
 
     Returns:
-        The model, and for each source the share of its stream's variance that its map explains.
+        The model, and for each source the share of its stream's variance that its map explains;
+        nothing where no map was fitted.
 
     Raises:
-        HfZipError: The models are not image classifiers with one head.
+        HfZipError: The models are not image classifiers with one head, or maps are to be fitted and
+            there are no calibration inputs.
 
     Source: ZipIt! (https://arxiv.org/abs/2305.03053), section 4.3, for the partial zip; the map by
     ridge regression, where the paper copies features back, is a deviation.
@@ -61,17 +66,20 @@ def assemble_partial(
             f"only image classifiers with one head can share some of their blocks, but "
             f"{type(sources[0]).__name__} has {len(heads)} heads; leave stop_at out"
         )
-    config = partial_config(merged, runtime, tasks, record, depth, dtype)
+    config = partial_config(merged, runtime, tasks, record, depth, unmerge, dtype)
     with torch.random.fork_rng(devices=[]):
-        model = HfZipForImageClassification(config).eval()
+        model = HfZipForImageClassification(config).to(sources[0].dtype).eval()
     state = _trunk(merged, runtime, depth)
+    rewritten = depth > 0 and unmerge == "exact"
     for position, source in enumerate(sources):
-        state |= _tail(source, adapter, position, depth, heads[0])
-    if depth:
-        maps, explained = _unmerge(model, state, runtime, depth, penalty)
-        state |= maps
-    else:
+        own = merged.aligned[position] if rewritten else dict(source.named_parameters())
+        state |= _tail(own, base_name(source, adapter, ""), adapter, position, depth, heads[0])
+    explained: tuple[float, ...] = ()
+    if depth == 0:
         explained = tuple(1.0 for _ in sources)
+    elif unmerge == "ridge":
+        maps, explained = fit_unmerge(model, state, runtime, depth, penalty)
+        state |= maps
     load_parameters(model, state)
     return model.to(dtype), explained
 
@@ -82,6 +90,7 @@ def partial_config(
     tasks: Sequence[Task],
     record: Mapping[str, Any],
     depth: int,
+    unmerge: Unmerge,
     dtype: torch.dtype,
 ) -> HfZipConfig:
     """Returns the config of a partial zip; the arguments are those of `assemble_partial`."""
@@ -92,6 +101,8 @@ def partial_config(
     trunk.num_hidden_layers = depth
     for key, value in merged.config.items():
         setattr(trunk, key, value)
+        if depth and unmerge == "exact":
+            setattr(tail, key, value)
     if depth == 0:
         trunk.hidden_size = native.hidden_size * count
         trunk.num_attention_heads = native.num_attention_heads * count
@@ -113,6 +124,7 @@ def partial_config(
         layers=runtime.adapter.layers,
         norm=runtime.adapter.norms[0],
         slices=depth == 0,
+        unmerge=depth > 0 and unmerge == "ridge",
         dtype=dtype,
     )
     set_labels(config, [label for task in tasks for label in task.labels])
@@ -153,13 +165,12 @@ def _trunk(merged: Merged, runtime: Runtime, depth: int) -> dict[str, Tensor]:
 
 
 def _tail(
-    source: PreTrainedModel, adapter: Adapter, position: int, depth: int, head: str
+    own: State, prefix: str, adapter: Adapter, position: int, depth: int, head: str
 ) -> dict[str, Tensor]:
-    """One tail's blocks, normalisation and head by their names in the partial zip."""
-    prefix = base_name(source, adapter, "")
+    """One source's blocks, normalisation and head by their names in the partial zip."""
     place = f"tails.{position}"
     state = {}
-    for name, parameter in source.named_parameters():
+    for name, parameter in own.items():
         inner = name.removeprefix(prefix)
         if inner.startswith(f"{adapter.layers}."):
             layer, _, rest = inner.removeprefix(f"{adapter.layers}.").partition(".")
@@ -171,84 +182,3 @@ def _tail(
         elif name.startswith(f"{head}."):
             state[f"{place}.classifier.{name.removeprefix(f'{head}.')}"] = parameter.detach()
     return state
-
-
-def _unmerge(
-    model: HfZipForImageClassification,
-    state: Mapping[str, Tensor],
-    runtime: Runtime,
-    depth: int,
-    penalty: float,
-) -> tuple[dict[str, Tensor], tuple[float, ...]]:
-    """The maps from the trunk's stream to each source's, and what they explain."""
-    sources, adapter = runtime.models, runtime.adapter
-    merged, width = model.config.trunk_config.hidden_size, model.config.tail_config.hidden_size
-    if runtime.calibration is None:
-        eye = torch.eye(width, merged)
-        maps = {f"tails.{k}.unmerge.weight": eye for k in range(len(sources))}
-        zeros = {f"tails.{k}.unmerge.bias": torch.zeros(width) for k in range(len(sources))}
-        return maps | zeros, ()
-    load_parameters(
-        model, {**state, **{n: p for n, p in model.named_parameters() if ".unmerge." in n}}
-    )
-    last = f"{adapter.layers}.{depth - 1}"
-    own = (
-        (k, Tap(base_name(source, adapter, last), "output"))
-        for k, source in enumerate(sources, start=1)
-    )
-    places = ((0, Tap(f"trunk.{last}", "output")), *own)
-    model.to(sources[0].dtype)
-    (found,) = collect(
-        [model, *sources],
-        runtime.calibration,
-        [Observation(merged + width * len(sources), places)],
-        Covariance,
-        runtime.batch_size,
-        runtime.accelerator,
-        runtime.progress,
-    )
-    weight, bias = regress(found, merged, penalty)
-    maps = {}
-    for k, (rows, shift) in enumerate(zip(weight.split(width), bias.split(width), strict=True)):
-        maps[f"tails.{k}.unmerge.weight"], maps[f"tails.{k}.unmerge.bias"] = rows, shift
-    return maps, explained_shares(weight, bias, found, len(sources), width)
-
-
-def explained_shares(
-    weight: Float[Tensor, "n merged"],
-    bias: Float[Tensor, "n"],
-    found: Covariance,
-    count: int,
-    width: int,
-) -> tuple[float, ...]:
-    """Returns how much of each source's stream a linear map of the merged stream explains.
-
-    The mean over the features of a stream is left out: the blocks that read it normalise it away.
-
-    Args:
-        weight: The map to all sources' streams, side by side.
-        bias: Its bias.
-        found: Moments of the merged stream and all sources' streams, side by side, on the inputs
-            that judge.
-        count: Number of sources.
-        width: Features of one source's stream.
-
-    Returns:
-        For each source the share of the variance that is explained, at most 1.
-    """
-    covariance, mean = found.covariance(), found.mean()
-    merged = len(mean) - count * width
-    shares = []
-    for rows in (slice(k * width, (k + 1) * width) for k in range(count)):
-        centre = torch.eye(width).to(covariance) - 1 / width
-        own = centre @ covariance[merged:, merged:][rows, rows] @ centre
-        cross = centre @ covariance[merged:, :merged][rows]
-        w, b, m = centre @ weight[rows], centre @ bias[rows], centre @ mean[merged:][rows]
-        missing = (
-            own.diagonal().sum()
-            - 2 * (w * cross).sum()
-            + (w @ covariance[:merged, :merged] * w).sum()
-            + (m - w @ mean[:merged] - b).square().sum()
-        )
-        shares.append(1 - float(missing / own.diagonal().sum()))
-    return tuple(shares)

@@ -16,7 +16,7 @@ from hf_zip.execution import build_model, resolve_depth, run_method
 from hf_zip.merged import for_task, load_merge
 from hf_zip.methods import method_named
 from hf_zip.plain import build
-from hf_zip.preparation import check_needs, prepare
+from hf_zip.preparation import check_needs, prepare, resolve_unmerge
 from hf_zip.recipe import Recipe
 from hf_zip.record import file_texts, make_report, refresh, resolved_recipe
 from hf_zip.report import Report, read
@@ -114,10 +114,12 @@ def merge(
     started = time.perf_counter()
     prepared = prepare(request, chosen, force, accelerator, progress)
     merged = run_method(chosen, prepared, options)
-    depth, curve = resolve_depth(recipe, merged, prepared)
-    resolved = resolved_recipe(recipe, prepared, options, depth)
+    unmerge = resolve_unmerge(chosen, request)
+    depth, curve = resolve_depth(recipe, merged, prepared, unmerge)
+    resolved = resolved_recipe(recipe, prepared, options, depth, unmerge)
     record = {"merge_method": chosen.name, "parameters": resolved.to_dict()["parameters"]}
-    model, unmerged = build_model(merged, prepared, record, depth, getattr(torch, recipe.dtype))
+    dtype = getattr(torch, recipe.dtype)
+    model, unmerged = build_model(merged, prepared, record, depth, unmerge, dtype)
     seconds = time.perf_counter() - started
     report = make_report(model, resolved, prepared, chosen, merged, unmerged, curve, seconds)
     result = MergeResult(

@@ -14,10 +14,10 @@ from hf_zip.canonical import check_canonical
 from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.groups import head_names, merge_groups
-from hf_zip.methods import MergeInputs, MergeMethod, Runtime
+from hf_zip.methods import MergeInputs, MergeMethod, Runtime, methods
 from hf_zip.plain import build
 from hf_zip.preflight import Preflight, preflight, render
-from hf_zip.recipe import Recipe
+from hf_zip.recipe import Recipe, Unmerge
 from hf_zip.request import Request
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance
@@ -42,9 +42,11 @@ def check_needs(method: MergeMethod, request: Request) -> None:
     """Checks that a method gets what it needs, before anything is loaded.
 
     Raises:
-        HfZipError: It needs unlabelled inputs or a base model, and there are none.
+        HfZipError: It needs unlabelled inputs or a base model, and there are none; or it cannot
+            give what the recipe asks of it.
     """
     recipe = request.recipe
+    resolve_unmerge(method, request)
     if method.requires.calibration and not request.has_calibration:
         raise HfZipError(
             f"{method.name!r} needs unlabelled inputs to compare the models on; give calibration "
@@ -55,6 +57,24 @@ def check_needs(method: MergeMethod, request: Request) -> None:
             f"{method.name!r} needs the model that the others were fine-tuned from; give "
             "base_model (--base)"
         )
+
+
+def resolve_unmerge(method: MergeMethod, request: Request) -> Unmerge:
+    """Returns how the tails of a partial zip are to read what is shared.
+
+    Raises:
+        HfZipError: They should be exact, and the method does more than move features.
+    """
+    asked = request.recipe.unmerge
+    if asked == "exact" and not method.exact:
+        able = ", ".join(name for name, known in methods().items() if known.exact)
+        raise HfZipError(
+            f"unmerge is exact, but {method.name!r} merges features into ones that none of the "
+            f"models has, which cannot be undone; use unmerge: ridge, or one of the methods {able}"
+        )
+    if asked is not None:
+        return asked
+    return "exact" if method.exact and not request.has_calibration else "ridge"
 
 
 def prepare(

@@ -10,6 +10,7 @@ import yaml
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.plain import assign, build, kind, plain
 
+Unmerge = Literal["ridge", "exact"]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _OWN_INPUTS = (
     "all models are compared on the same inputs: with inputs of its own for each, nothing tells "
@@ -133,6 +134,9 @@ class Recipe:
         stop_at: Number of transformer blocks that are shared; left out, all of them; `auto`
             chooses by the budget.
         budget: What the merge may cost or must keep, for `stop_at: auto`.
+        unmerge: How the tails of a partial zip read what is shared: `ridge`, through linear maps
+            that are fitted on the calibration inputs; `exact`, rewritten in the merged features,
+            for methods that only permute or rotate. Left out, `ridge` where there are such inputs.
         calibration: Unlabelled data, for methods that need it and for the evaluation's controls.
         evaluation: Labelled data, one entry per task, or several.
         seed: Decides every random choice.
@@ -145,6 +149,7 @@ class Recipe:
     dtype: str = "float32"
     stop_at: int | Literal["auto"] | None = None
     budget: Budget | None = None
+    unmerge: Unmerge | None = None
     calibration: CalibrationSpec | None = None
     evaluation: tuple[EvaluationSpec, ...] = ()
     seed: int = 0

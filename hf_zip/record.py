@@ -11,13 +11,15 @@ from hf_zip.card import render_card
 from hf_zip.depth import Depth
 from hf_zip.methods import Merged, MergeMethod
 from hf_zip.preparation import Prepared
-from hf_zip.recipe import Recipe
+from hf_zip.recipe import Recipe, Unmerge
 from hf_zip.report import REPORT_NAME, MethodRecord, Report, SourceRecord, TaskRecord, versions
 from hf_zip.save import MARKER, write_text
 from hf_zip.sources import Source
 
 
-def resolved_recipe(recipe: Recipe, prepared: Prepared, options: Any, depth: int | None) -> Recipe:
+def resolved_recipe(
+    recipe: Recipe, prepared: Prepared, options: Any, depth: int | None, unmerge: Unmerge
+) -> Recipe:
     """Returns the recipe with every default, task and revision written out."""
     names = {i: task.name for task in prepared.tasks for i in task.members}
     return replace(
@@ -36,6 +38,7 @@ def resolved_recipe(recipe: Recipe, prepared: Prepared, options: Any, depth: int
         parameters=asdict(options),
         stop_at=depth,
         budget=None,
+        unmerge=recipe.unmerge if depth is None else unmerge,
     )
 
 

@@ -16,8 +16,8 @@ from hf_zip.evaluate import Evaluation, Row
 from hf_zip.execution import build_model, run_method
 from hf_zip.methods import MergeMethod, method_named
 from hf_zip.plain import build
-from hf_zip.preparation import Prepared, check_needs, prepare
-from hf_zip.recipe import Recipe
+from hf_zip.preparation import Prepared, check_needs, prepare, resolve_unmerge
+from hf_zip.recipe import Recipe, Unmerge
 from hf_zip.report import versions
 from hf_zip.request import Request
 from hf_zip.save import write_text
@@ -59,7 +59,8 @@ def sweep(
     if sizes:
         models = _by_size(recipe, method, prepared, sizes)
     else:
-        models = _by_depth(recipe, method, prepared, depths)
+        unmerge = resolve_unmerge(method, request)
+        models = _by_depth(recipe, method, prepared, depths, unmerge)
     *others, (last, model) = models.items()
     evaluation = measure(model, request, prepared, dict(others), last)
     if accelerator.is_main_process:
@@ -69,7 +70,11 @@ def sweep(
 
 
 def _by_depth(
-    recipe: Recipe, method: MergeMethod, prepared: Prepared, depths: Sequence[int] | None
+    recipe: Recipe,
+    method: MergeMethod,
+    prepared: Prepared,
+    depths: Sequence[int] | None,
+    unmerge: Unmerge,
 ) -> dict[str, PreTrainedModel]:
     blocks: int = prepared.sources[0].model.config.num_hidden_layers
     chosen = sorted(set(range(blocks + 1) if depths is None else depths))
@@ -83,7 +88,7 @@ def _by_depth(
     merged = run_method(method, prepared, options)
     return {
         f"{method.name}, {depth} of {blocks} blocks": build_model(
-            merged, prepared, {}, None if depth == blocks else depth, torch.float32
+            merged, prepared, {}, None if depth == blocks else depth, unmerge, torch.float32
         )[0]
         for depth in chosen
     }
@@ -97,7 +102,7 @@ def _by_size(
         options = build(method.options, {**recipe.parameters, "size": size}, "parameters")
         merged = run_method(method, prepared, options)
         models[f"{method.name}, size {size:g}"] = build_model(
-            merged, prepared, {}, None, torch.float32
+            merged, prepared, {}, None, "ridge", torch.float32
         )[0]
     return models
 

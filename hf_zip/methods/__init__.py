@@ -94,12 +94,15 @@ class Merged:
         heads: For each source its head's parameters, rewritten to read the merged features.
         provenance: What the method found, as plain values for the report.
         config: Entries of the config that differ from the sources'.
+        aligned: Each source's parameters, heads included, rewritten in the merged features; nothing
+            for a method that has no such maps. They go with `config`, as the merged ones do.
     """
 
     state: dict[str, Tensor]
     heads: tuple[dict[str, Tensor], ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    aligned: tuple[State, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ class MergeMethod:
         run: Merges.
         options: A frozen dataclass of the method's options, with their defaults.
         model_options: The same for the options that each model may have.
+        exact: Whether it only moves features, by permutations or rotations: then each of
+            `Merged.aligned` computes what its source does.
     """
 
     name: str
@@ -139,6 +144,7 @@ class MergeMethod:
     run: Callable[[MergeInputs, Any], Merged]
     options: type = NoOptions
     model_options: type = NoOptions
+    exact: bool = False
 
 
 def methods() -> dict[str, MergeMethod]:
@@ -215,6 +221,7 @@ def merge_aligned(
         state=trunk,
         heads=heads,
         provenance={"matched_correlation": dict(matching.correlations)},
+        aligned=tuple(aligned),
     )
 
 

@@ -39,4 +39,5 @@ ENTRY = MergeMethod(
     run=run,
     options=AverageOptions,
     model_options=WeightOptions,
+    exact=True,
 )

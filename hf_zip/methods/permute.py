@@ -52,4 +52,5 @@ ENTRY = MergeMethod(
     run=run,
     options=PermuteOptions,
     model_options=WeightOptions,
+    exact=True,
 )

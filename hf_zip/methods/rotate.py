@@ -134,4 +134,5 @@ ENTRY = MergeMethod(
     run=run,
     options=RotateOptions,
     model_options=WeightOptions,
+    exact=True,
 )

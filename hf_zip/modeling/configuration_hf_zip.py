@@ -18,7 +18,9 @@ class HfZipConfig(PretrainedConfig):
         layers: Name of the list of blocks in the native model.
         norm: Name of the last normalisation in the native model.
         slices: Whether the trunk holds the streams of all tails side by side, and each tail reads
-            its own slice; else each tail reads the trunk through a linear map.
+            its own slice.
+        unmerge: Whether each tail reads the trunk through a linear map; else its blocks are in the
+            trunk's own features. Not used with `slices`.
     """
 
     model_type = "hf_zip"
@@ -33,6 +35,7 @@ class HfZipConfig(PretrainedConfig):
         layers: str = "layers",
         norm: str = "layernorm",
         slices: bool = False,
+        unmerge: bool = True,
         **kwargs: Any,
     ) -> None:
         self.trunk_config = _native(trunk_config)
@@ -42,6 +45,7 @@ class HfZipConfig(PretrainedConfig):
         self.layers = layers
         self.norm = norm
         self.slices = slices
+        self.unmerge = unmerge
         super().__init__(**kwargs)
         self.auto_map = {
             "AutoConfig": "configuration_hf_zip.HfZipConfig",

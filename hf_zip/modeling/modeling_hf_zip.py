@@ -55,8 +55,10 @@ class HfZipTail(nn.Module):
         width = config.tail_config.hidden_size
         self.layers_name, self.norm_name = config.layers, config.norm
         self.slice = (position * width, (position + 1) * width) if config.slices else None
-        if not config.slices:
-            self.unmerge = nn.Linear(config.trunk_config.hidden_size, width)
+        mapped = config.unmerge and not config.slices
+        self.unmerge = (
+            nn.Linear(config.trunk_config.hidden_size, width) if mapped else nn.Identity()
+        )
         self.blocks = AutoModel.from_config(config.tail_config, add_pooling_layer=False)
         self.blocks.embeddings = nn.Identity()  # the trunk has them
         self.classifier = nn.Linear(width, config.tails[position])
@@ -73,8 +75,7 @@ class HfZipTail(nn.Module):
         """
         if self.slice is not None:
             hidden_states = hidden_states[..., self.slice[0] : self.slice[1]]
-        else:
-            hidden_states = self.unmerge(hidden_states)
+        hidden_states = self.unmerge(hidden_states)
         states = [hidden_states]
         attentions: list[torch.Tensor] = []
         with self._record(attentions) if kwargs.get("output_attentions") else nullcontext():
