@@ -18,13 +18,3 @@ import torch  # noqa: E402
 def _reproducible():
     torch.manual_seed(0)
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def bert_family(monkeypatch):
-    """A family that takes texts."""
-    import hf_zip.adapters
-    from tests.texts import with_bert
-
-    known = with_bert()
-    monkeypatch.setattr(hf_zip.adapters, "adapters", lambda: known)

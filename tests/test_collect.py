@@ -3,7 +3,7 @@ import weakref
 import pytest
 import torch
 
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_for, adapters
 from hf_zip.calibration import from_memory
 from hf_zip.collect import Observation, collect, group_observations, observe
 from hf_zip.errors import HfZipError
@@ -11,7 +11,7 @@ from hf_zip.groups import Tap, merge_groups
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.texts import TextReader
 from tests.launch import torchrun
-from tests.models import images, rows, vit
+from tests.models import images, randomise, rows, vit
 from tests.texts import VOCABULARY, bert, sentences, tokenizer
 
 SCRIPT = """
@@ -184,6 +184,10 @@ def statistics(inputs, batch_size):
     return collect(models, inputs, places(TOKENS + POOLED), Covariance, batch_size, progress=False)
 
 
+def takes_texts(adapter):
+    return adapter.example().main_input_name == TextReader.key
+
+
 def assert_equal(found, expected):
     for a, b in zip(found, expected, strict=True):
         assert a.state()["count"] == b.state()["count"]
@@ -200,6 +204,28 @@ def test_statistics_of_texts_do_not_depend_on_their_padding(batch_size):
     tokens = sum(len(row["input_ids"]) for row in inputs)
     counts = [int(found.state()["count"]) for found in alone]
     assert counts == [tokens] * len(TOKENS) + [len(inputs)] * len(POOLED)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [adapter for adapter in adapters().values() if takes_texts(adapter)],
+    ids=lambda adapter: adapter.name,
+)
+def test_no_statistic_of_a_family_depends_on_padding(adapter):
+    torch.manual_seed(0)
+    model = randomise(adapter.example().double())
+    padded = adapter.inputs(model.config, 9, torch.Generator().manual_seed(0))
+    real = padded["attention_mask"] == 1
+    assert not real.all()
+    alone = [{name: x[i][real[i]] for name, x in padded.items()} for i in range(9)]
+    inputs = from_memory(alone, TextReader(tokenizer()))
+    groups = merge_groups(model, adapter)
+    observations = [o for group in groups for o in group_observations(group, 1)]
+    found = [
+        collect([model], inputs, observations, Covariance, batch_size, progress=False)
+        for batch_size in (1, 4)
+    ]
+    assert_equal(*found)
 
 
 def test_what_stands_in_the_padding_changes_nothing():

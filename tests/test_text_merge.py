@@ -12,13 +12,12 @@ from typer.testing import CliRunner
 
 import hf_zip
 from hf_zip import cli
-from hf_zip.adapters import adapter_for
 from hf_zip.pipeline import export, reevaluate
+from hf_zip.sources import load_source
 from tests.test_vocabulary import SHUFFLED, reordered
 from tests.texts import bert, sentences, tokenizer
 
 NAMES = {"intent": ["question", "order"], "mood": ["calm", "keen", "cross"]}
-pytestmark = pytest.mark.usefixtures("bert_family")
 
 
 @pytest.fixture
@@ -142,10 +141,4 @@ def test_a_folder_with_nothing_but_a_vocabulary_has_a_tokenizer(workshop):
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (workshop / "mood" / file).unlink()
     (workshop / "mood" / "vocab.txt").write_text("\n".join(tokenizer().get_vocab()))
-    from hf_zip.sources import load_source
-
     assert type(load_source("mood").processor).__name__.startswith("BertTokenizer")
-
-
-def test_the_family_is_known():
-    assert adapter_for("bert").heads == ("classifier",)

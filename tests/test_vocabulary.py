@@ -21,7 +21,6 @@ from tests.texts import SPECIAL, VOCABULARY, WORDS, bert, tokenizer
 
 TEXT = "who is the best song"
 SHUFFLED = (*SPECIAL[::-1], *WORDS[::-1])
-pytestmark = pytest.mark.usefixtures("bert_family")
 
 
 def source(name="a", words=None, model=None, **options):

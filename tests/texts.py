@@ -5,8 +5,6 @@ import random
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-import hf_zip.adapters
-from hf_zip.adapters import Adapter
 from tests.models import randomise
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -39,43 +37,3 @@ def sentences(count, seed=0, longest=9):
     """Texts of one to `longest` words."""
     draw = random.Random(seed)
     return [" ".join(draw.choices(WORDS[:-1], k=draw.randint(1, longest))) for _ in range(count)]
-
-
-def random_texts(config, batch, generator):
-    shape = (batch, 8)
-    ids = torch.randint(len(SPECIAL), config.vocab_size, shape, generator=generator)
-    mask = torch.ones(shape, dtype=torch.int64)
-    mask[-1, 5:] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-BERT = Adapter(
-    name="bert",
-    model_types=("bert",),
-    example=bert,
-    inputs=random_texts,
-    embeddings={
-        "embeddings.word_embeddings.weight": 1,
-        "embeddings.position_embeddings.weight": 1,
-        "embeddings.token_type_embeddings.weight": 1,
-    },
-    layers="encoder.layer",
-    norms=("embeddings.LayerNorm",),
-    readers=("pooler.dense",),
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-    mlp_in="intermediate.dense",
-    mlp_out="output.dense",
-    block_norms=("attention.output.LayerNorm", "output.LayerNorm"),
-    pre_norm=False,
-    heads=("classifier",),
-)
-
-
-def with_bert():
-    """All adapters, with one for BERT where there is none."""
-    known = hf_zip.adapters.adapters()
-    there = any("bert" in adapter.model_types for adapter in known.values())
-    return known if there else {**known, "bert": BERT}
