@@ -183,6 +183,49 @@ def capture(
             handle.remove()
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a module was called with, but for its first argument.
+
+    Args:
+        others: The other positional arguments.
+        keywords: The other arguments by name.
+        name: Name of the first argument where it was given by name.
+    """
+
+    others: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    name: str | None = None
+
+    def again(self, module: nn.Module, first: Tensor) -> Tensor:
+        """Returns what a module gives for a first argument and the same others."""
+        named = {} if self.name is None else {self.name: first}
+        given = (first, *self.others) if self.name is None else ()
+        output = module(*given, **named, **self.keywords)
+        return output[0] if isinstance(output, tuple) else output
+
+
+@torch.no_grad()
+def first_call(model: nn.Module, module: str, batch: Mapping[str, Tensor]) -> tuple[Tensor, Call]:
+    """Returns with what a forward calls a module for the first time: first argument, and others."""
+    seen: list[tuple[Tensor, Call]] = []
+
+    def keep(_: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if given:
+            seen.append((given[0], Call(given[1:], keywords)))
+        else:
+            name = next(iter(keywords))
+            rest = {key: value for key, value in keywords.items() if key != name}
+            seen.append((keywords[name], Call((), rest, name)))
+
+    handle = model.get_submodule(module).register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        model(**batch)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
 def _hook(module: nn.Module, tap: Tap, seen: dict[Tap, Tensor], mask: Tensor | None) -> Any:
     def keep(features: Any) -> None:
         tensor = features[0] if isinstance(features, tuple) else features

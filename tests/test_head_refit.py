@@ -76,7 +76,7 @@ def test_biases_that_only_the_merge_has_are_part_of_what_the_head_reads():
     assert error(fitted, parents) < error(plain, parents)
 
 
-@pytest.mark.parametrize("refit", ["head", "all"])
+@pytest.mark.parametrize("refit", ["head", "repair", "all"])
 def test_nothing_can_be_fitted_without_inputs(refit):
     with pytest.raises(HfZipError, match=f"refit: {refit} needs calibration inputs"):
         hf_zip.merge(

@@ -7,17 +7,19 @@ import pytest
 import torch
 
 import hf_zip
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_for, adapters
 from hf_zip.align import shares, side_by_side
 from hf_zip.canonical import canonical
 from hf_zip.collect import observe
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, blocks, merge_groups
+from hf_zip.match import Matching
 from hf_zip.matching.merge_map import MergeMap
+from hf_zip.methods import MergeInputs, Runtime, merge_aligned
 from hf_zip.refit.mapped import merged_shape, refit_mapped
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.walk import RidgeOptions
-from tests.models import images, permuted, random_permutations, rows, vit
+from tests.models import images, permuted, random_inputs, random_permutations, rows, vit
 from tests.test_collect import run
 from tests.test_zipfit import assembled, deit, logits, relative_error, rotated
 
@@ -226,7 +228,7 @@ def test_streams_on_disk_give_the_same_to_the_last_bit(tmp_path, monkeypatch):
 
 SCRIPT = """
 import sys, torch
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_for, adapters
 from hf_zip.collect import make_accelerator
 from hf_zip.refit.mapped import refit_mapped
 from tests.models import images, rows, vit
@@ -302,3 +304,17 @@ def test_fewer_than_two_inputs_are_refused(count):
     message = rf"the refit is given {count} calibration input\(s\); it needs at least two"
     with pytest.raises(HfZipError, match=message):
         refit([vit()], {}, inputs=count)
+
+
+def test_a_family_without_a_canonical_form_is_refused_with_what_it_can_have():
+    model = adapters()["bert"].example().eval()
+    calibration = rows(random_inputs(model, 8))
+    inputs = MergeInputs(
+        states=(),
+        groups=(),
+        heads=(),
+        runtime=Runtime((model,), adapters()["bert"], calibration, 4, None, False),
+    )
+    message = r"'bert' .*post-norm\), so its layers cannot be refitted .* none, head or repair"
+    with pytest.raises(HfZipError, match=message):
+        merge_aligned(inputs, Matching({}, {}), refit="all")

@@ -9,11 +9,13 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import State, align, mean
+from hf_zip.canonical import obstacle
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.groups import MergeGroup
 from hf_zip.match import Matching
 from hf_zip.refit.head import refit_heads
 from hf_zip.refit.mapped import refit_mapped
+from hf_zip.refit.repair import repair
 from hf_zip.refit.walk import RidgeOptions
 from hf_zip.registry import discover
 
@@ -164,7 +166,7 @@ def method_named(name: str) -> MergeMethod:
     return known[name]
 
 
-Refit = Literal["none", "head", "all"]
+Refit = Literal["none", "head", "repair", "all"]
 
 
 def merge_aligned(
@@ -180,15 +182,23 @@ def merge_aligned(
         matching: Merge maps by group.
         weights: Share of each model in the mean.
         refit: "none" rewrites the heads by the maps. "head" fits them anew to each model's logits
-            on the merged features, by least squares on the calibration inputs. "all" fits every
-            layer, in place of the mean: see `refit_aligned`.
+            on the merged features, by least squares on the calibration inputs. "repair" scales
+            and shifts what every layer gives, as REPAIR does. "all" fits every layer, in place of
+            the mean: see `refit_aligned`.
 
     Raises:
-        HfZipError: Something is to be fitted, and there are no calibration inputs.
+        HfZipError: Something is to be fitted, and there are no calibration inputs; or every layer
+            is, and the models have no canonical form.
     """
     if refit != "none" and inputs.runtime.calibration is None:
         raise HfZipError(f"refit: {refit} needs calibration inputs; give them, or refit: none")
     if refit == "all":
+        hindrance = obstacle(inputs.runtime.adapter)
+        if hindrance:
+            raise HfZipError(
+                f"{hindrance}, so its layers cannot be refitted one by one; use refit: none, head "
+                "or repair"
+            )
         return refit_aligned(inputs, matching, weights)
     aligned = [
         align(state, inputs.groups, matching.maps, model)
@@ -206,22 +216,30 @@ def merge_aligned(
         for state, head in zip(aligned, heads, strict=True)
     ]
     trunk = mean(trunks, weights)
+    runtime, config = inputs.runtime, dict[str, Any]()
+    running: dict[str, Any] = {
+        "batch_size": runtime.batch_size,
+        "accelerator": runtime.accelerator,
+        "progress": runtime.progress,
+    }
     if refit == "head" and inputs.heads:
-        runtime = inputs.runtime
-        heads = refit_heads(
+        heads = refit_heads(trunk, runtime.models, runtime.adapter, runtime.calibration, **running)
+    if refit == "repair":
+        trunk, config = repair(
             trunk,
             runtime.models,
             runtime.adapter,
             runtime.calibration,
-            batch_size=runtime.batch_size,
-            accelerator=runtime.accelerator,
-            progress=runtime.progress,
+            matching.maps,
+            weights,
+            **running,
         )
     return Merged(
         state=trunk,
         heads=heads,
         provenance={"matched_correlation": dict(matching.correlations)},
         aligned=tuple(aligned),
+        config=config,
     )
 
 

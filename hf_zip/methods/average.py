@@ -19,8 +19,9 @@ class AverageOptions:
     """What follows the mean.
 
     Args:
-        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "all"
-            fits every layer so, to the mean of the models' features.
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
+            restores mean and deviation of what every layer gives; "all" fits every layer to the
+            mean of the models' features.
     """
 
     refit: Refit = "none"

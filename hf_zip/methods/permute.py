@@ -23,8 +23,9 @@ class PermuteOptions:
         stream: The residual stream.
         heads: Attention heads, as wholes, with the features inside each head.
         mlp: Hidden units of the MLPs and of the poolers.
-        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "all"
-            fits every layer so, to the mean of the matched features.
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
+            restores mean and deviation of what every layer gives; "all" fits every layer to the
+            mean of the matched features.
     """
 
     stream: Literal["permute", "identity"] = "permute"

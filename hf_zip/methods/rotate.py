@@ -40,8 +40,9 @@ class RotateOptions:
         heads: Attention heads; they move as wholes, and "rotate" is any orthogonal map inside each.
         mlp: Hidden units of the MLPs and of the poolers, whose activation functions allow no more
             than a reordering.
-        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "all"
-            fits every layer so, to the mean of the matched features.
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
+            restores mean and deviation of what every layer gives; "all" fits every layer to the
+            mean of the matched features.
     """
 
     stream: How = "rotate"
@@ -65,7 +66,12 @@ def run(inputs: MergeInputs, options: RotateOptions) -> Merged:
     matching = _match(groups, inputs.covariances, len(models), options)
     states = tuple(dict(model.named_parameters()) for model in models)
     merged = merge_aligned(
-        replace(inputs, states=states, groups=groups),
+        replace(
+            inputs,
+            states=states,
+            groups=groups,
+            runtime=replace(runtime, models=tuple(models)),
+        ),
         matching,
         inputs.weights,
         options.refit,

@@ -18,8 +18,9 @@ class ZipItOptions:
         stream: How the residual stream is matched.
         heads: How attention heads are matched, as wholes.
         mlp: How the hidden units of the MLPs and of the poolers are matched.
-        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "all"
-            fits every layer so, to the mean of the matched features.
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
+            restores mean and deviation of what every layer gives; "all" fits every layer to the
+            mean of the matched features.
     """
 
     alpha: float = 0.1

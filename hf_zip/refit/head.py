@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
@@ -45,15 +45,7 @@ def refit_heads(
     Raises:
         HfZipError: There are no inputs.
     """
-    merged = copy.deepcopy(models[0])
-    parameters = dict(merged.named_parameters())
-    with torch.no_grad():
-        for name, tensor in trunk.items():
-            if name in parameters:
-                parameters[name].copy_(tensor)
-            else:  # a bias that the merge has and the models have not
-                module, _, kind = name.rpartition(".")
-                setattr(merged.get_submodule(module), kind, nn.Parameter(tensor.clone()))
+    merged = with_trunk(models[0], trunk)
     names = head_names(merged, adapter)
     sizes = [[m.get_submodule(name).out_features for m in models] for name in names]
     widths = [merged.get_submodule(name).in_features for name in names]
@@ -75,3 +67,17 @@ def refit_heads(
         for name, width, statistic in zip(names, widths, found, strict=True)
     }
     return split_heads(fits, dict(zip(names, sizes, strict=True)), merged.dtype)
+
+
+@torch.no_grad()
+def with_trunk(model: PreTrainedModel, trunk: Mapping[str, Tensor]) -> PreTrainedModel:
+    """Returns a copy of a model with a merged trunk in the place of its own.
+
+    Args:
+        model: One of the models that were merged, in the form that was merged; left unchanged.
+        trunk: Parameters of the merged model by name, heads left out.
+    """
+    merged = copy.deepcopy(model)
+    for name, tensor in trunk.items():
+        merged.get_parameter(name).copy_(tensor)
+    return merged
