@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -238,7 +239,11 @@ def merge_aligned(
         state=trunk,
         heads=heads,
         provenance={"matched_correlation": dict(matching.correlations)},
-        aligned=tuple(aligned),
+        # A repair may have given the trunk biases that the models do without.
+        aligned=tuple(
+            {name: torch.zeros_like(tensor) for name, tensor in trunk.items()} | state
+            for state in aligned
+        ),
         config=config,
     )
 
