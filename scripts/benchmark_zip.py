@@ -63,6 +63,7 @@ class Merge:
         calibration: Whose images.
         samples: How many, relative to the usual number.
         shared: Share of the blocks that the tasks have in common.
+        unmerge: How the other blocks read these, see the recipe's key.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Merge:
     calibration: str = ALL
     samples: int = 1
     shared: float = 1.0
+    unmerge: str | None = None
 
 
 MERGES = (
@@ -79,9 +81,17 @@ MERGES = (
     Merge("rotate", "rotate"),
     Merge("zipit", "zipit"),
     *(
-        Merge(f"{method}, least-squares head", method, {"refit": "head"})
+        Merge(f"{method}, {words}", method, {"refit": refit})
+        for refit, words in (
+            ("repair", "repaired"),
+            ("head", "least-squares head"),
+            ("all", "every layer refitted"),
+        )
         for method in ("average", "permute", "rotate", "zipit")
     ),
+    *(Merge(f"pleas {size}", "pleas", {"size": size}) for size in (1.0, 1.5)),
+    Merge("permute, half of the blocks", "permute", shared=0.5),
+    Merge("permute, half of the blocks, exact tails", "permute", shared=0.5, unmerge="exact"),
     Merge("zipfit 1.0, half of the blocks", "zipfit", shared=0.5),
     *(Merge(f"zipfit {size}", "zipfit", {"size": size}) for size in (0.5, 1.0, 1.5)),
 )
@@ -289,6 +299,7 @@ def run_merge(
         calibration=calibration,
         parameters=dict(merge.parameters),
         stop_at=round(merge.shared * blocks),
+        unmerge=merge.unmerge,
         force=True,  # the plain average of different initialisations is one of the rows
         progress=False,
     )
