@@ -50,6 +50,7 @@ from hf_zip.tasks import Task, resolve_tasks
 
 BATCH = 128
 ALL = "all tasks"
+RESULTS = "zip.json"
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,9 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=3, help="groups of seeds (default: 3)")
     parser.add_argument("--samples", type=int, default=1024, help="calibration images")
     parser.add_argument("--choices", action="store_true", help="vary zipfit on validation images")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on after the groups that are done"
+    )
     parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
@@ -144,17 +148,20 @@ def main() -> None:
     started, count = time.perf_counter(), len(arguments.classes)
     data = read_data(arguments.data, arguments.proxy, arguments.samples)
     title = f"{data.name}, {count} tasks"
-    record: dict[str, Any] = {
-        "command": shown_command(sys.argv[1:]),
+    settled: dict[str, Any] = {
         "classes": arguments.classes,
         "samples": arguments.samples,
         "images": {s: len(getattr(data, s)) for s in ("training", "validation", "test")},
         "setting": asdict(read_setting(arguments)),
         "threads": arguments.threads,
         "versions": dict(versions()),
-        "groups": [],
+        "rows": [asdict(merge) for merge in (*MERGES, *(CHOICES if arguments.choices else ()))],
     }
-    for position in range(arguments.groups):
+    record = read_results(arguments.out).get(title, {}) if arguments.resume else {}
+    if any(record.get(key) != value for key, value in settled.items()):
+        record = {**settled, "seconds": 0.0, "groups": []}
+    record["command"], before = shown_command(sys.argv[1:]), record["seconds"]
+    for position in range(len(record["groups"]), arguments.groups):
         folders = [
             parent_folder(data, classes, count * position + k, record["setting"], arguments.cache)
             for k, classes in enumerate(arguments.classes)
@@ -162,7 +169,7 @@ def main() -> None:
         chosen = CHOICES if arguments.choices else ()
         found = run_group(data, arguments.classes, folders, arguments.samples, position, chosen)
         record["groups"].append(found)
-        record["seconds"] = time.perf_counter() - started
+        record["seconds"] = before + time.perf_counter() - started
         write(arguments.out, title, record)
         print(f"{title}: {position + 1} of {arguments.groups} groups, {record['seconds']:.0f} s")
     print("\n".join(tables(title, record)))
@@ -242,13 +249,13 @@ def run_group(
     candidates = references(sources, tasks, images[ALL][:samples])
     candidates += [run_merge(m, folders, names, tasks, images, samples, made) for m in variants]
     chosen = [run_merge(m, folders, names, tasks, images, samples, {}) for m in choices]
-    rows = {"test": labelled(data.test, names, numbers)}
-    rows["validation"] = labelled(data.validation, names, numbers)
+    chosen = [ensemble(sources, tasks), *chosen] if choices else []
+    validation, test = (labelled(i, names, numbers) for i in (data.validation, data.test))
     return {
         "parents": [json.loads((folder / TRAINING).read_text()) for folder in folders],
         "merges": made,
-        "choices": measure(chosen, tasks, rows["validation"]) if chosen else [],
-        **{split: measure(candidates, tasks, found) for split, found in rows.items()},
+        "choices": measure(chosen, tasks, validation) if chosen else [],
+        "test": measure(candidates, tasks, test),
     }
 
 
@@ -331,13 +338,18 @@ def measure(
     return [asdict(row) for row in evaluation.rows]
 
 
+def read_results(folder: Path) -> dict[str, Any]:
+    """Returns the results of all tables so far."""
+    path = folder / RESULTS
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def write(folder: Path, title: str, record: Mapping[str, Any]) -> None:
     """Puts one table's results into `zip.json` and makes `zip.md` anew."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "zip.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[title] = record
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    results = {**read_results(folder), title: dict(record)}
+    (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     (folder / "zip.md").write_text(report(results))
 
 

@@ -155,6 +155,9 @@ def test_the_benchmark_writes_every_row_and_no_folder(folder, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--choices"])
     benchmark_zip.main()
     assert (trained, capsys.readouterr().out.count(", seed ")) == (2, 0)  # the cache is used
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--resume"])
+    benchmark_zip.main()
+    assert "1 of 1 groups" not in capsys.readouterr().out  # nothing is left to do
 
     text = (folder / "out" / "zip.md").read_text()
     record = json.loads((folder / "out" / "zip.json").read_text())["shapes, 2 tasks"]
@@ -165,7 +168,8 @@ def test_the_benchmark_writes_every_row_and_no_folder(folder, monkeypatch, capsy
         assert names[:3] == ["classes 0,1", "classes 2,3", "ensemble"]
         assert names[-1] == "zipfit 1.0, calibrated on colours"
         assert len(names) == 5 + len(benchmark_zip.MERGES) + 3
-        assert [row["name"] for row in group["choices"]] == ["zipfit 1.0", "penalty 0.1"]
+        chosen = [row["name"] for row in group["choices"]]
+        assert chosen == ["ensemble", "zipfit 1.0", "penalty 0.1"]
         own = [row["per_task"] for row in group["test"][:3]]
         assert own[2] == {
             "classes 0,1": own[0]["classes 0,1"],
