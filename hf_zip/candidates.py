@@ -148,7 +148,7 @@ def one_trunks(
     sizes = [m.get_submodule(tap.module).in_features for m, tap in zip(models, taps, strict=True)]
     moments = [Covariance(size + labels, accelerator.device) for size in sizes]
     loader = make_loader(inputs, batch_size, accelerator)
-    with torch.inference_mode():
+    with torch.no_grad():
         for batch in tqdm(loader, desc="one trunk", disable=not progress, leave=False):
             answers, read = [], []
             for model, tap in zip(models, taps, strict=True):

@@ -132,7 +132,7 @@ def reduced(statistic: S, accelerator: Accelerator) -> S:
     return statistic
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def observe(
     model: nn.Module, taps: Sequence[Tap], batch: Mapping[str, Tensor]
 ) -> dict[Tap, Tensor]:

@@ -15,7 +15,7 @@ def parameters(modules: Sequence[nn.Module]) -> int:
     return sum(distinct.values())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def macs(forward: Callable[[Mapping[str, Tensor]], Any], batch: Mapping[str, Tensor]) -> int:
     """Returns the multiply-accumulates of a forward: matrix products, convolutions and attention.
 

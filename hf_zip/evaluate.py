@@ -94,7 +94,7 @@ class Evaluation:
         return evaluation
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
     candidates: Sequence[Candidate],
     tasks: Sequence[Task],

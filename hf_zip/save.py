@@ -103,7 +103,7 @@ def check_reload(model: PreTrainedModel, folder: Path) -> None:
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _outputs(model: PreTrainedModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     inputs = adapter_for(family(model.config)).inputs(model.config, 2, generator)
