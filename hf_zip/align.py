@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from hf_zip.errors import HfZipError
-from hf_zip.groups import MergeGroup
+from hf_zip.groups import Axis, MergeGroup
 from hf_zip.matching.merge_map import MergeMap
 
 State = Mapping[str, Tensor]
@@ -39,14 +39,18 @@ def align(
             continue
         group_map = _checked(maps[group.name], group)
         for axis in group.writers:
-            aligned[axis.parameter] = along(
-                aligned[axis.parameter], axis.dim, group_map.merge[model]
-            )
+            own = group_map.of_heads(group.num_heads) if axis.per_head else group_map
+            aligned[axis.parameter] = _along(aligned[axis.parameter], axis, own.merge[model])
         for axis in group.readers:
-            aligned[axis.parameter] = along(
-                aligned[axis.parameter], axis.dim, group_map.unmerge[model].T
-            )
+            unmerge = group_map.unmerge[model]
+            aligned[axis.parameter] = _along(aligned[axis.parameter], axis, unmerge.T)
     return aligned
+
+
+def _along(tensor: Tensor, axis: Axis, matrix: Float[Tensor, "new old"]) -> Tensor:
+    parts = list(tensor.chunk(axis.parts, axis.dim))
+    parts[axis.part] = along(parts[axis.part], axis.dim, matrix)
+    return torch.cat(parts, axis.dim)
 
 
 def along(tensor: Tensor, dim: int, matrix: Float[Tensor, "new old"]) -> Tensor:

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.errors import HfZipError
-from hf_zip.groups import Axis, base_name, blocks, head_names, merge_groups
+from hf_zip.groups import Axis, blocks, head_names, merge_groups, outer_readers
+from hf_zip.names import Names
 
 
 def obstacle(adapter: Adapter) -> str:
@@ -45,8 +46,9 @@ def canonical(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     """Returns a copy that computes the same with plain normalisations and a centred stream.
 
     Gain and bias of every LayerNorm are folded into the linear layers that read it, so that it only
-    normalises; and the mean over features is taken out of everything that writes to the stream,
-    which LayerNorm ignores. Readers without a bias get one. The arithmetic is float64.
+    normalises; scales into those whose output they scale, so that they are 1; and the mean over
+    features is taken out of everything that writes to the stream, which LayerNorm ignores. Readers
+    without a bias get one. The arithmetic is float64.
 
     Args:
         model: A pre-norm model with a task head; left unchanged.
@@ -68,10 +70,13 @@ def canonical(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         )
     with torch.no_grad():
         for block in blocks(changed, adapter):
-            _fold(changed, block.attention_norm, (block.query, block.key, block.value))
+            unbiased = () if adapter.key_bias else (block.key,)
+            _fold(changed, block.attention_norm, (block.query, block.key, block.value), unbiased)
             _fold(changed, block.mlp_norm, (block.mlp_in,))
-        for norm in adapter.norms:
-            _fold(changed, base_name(changed, adapter, norm), heads)
+            _fold_scale(changed, block.attention_scale, block.output)
+            _fold_scale(changed, block.mlp_scale, block.mlp_out)
+        for norm in _last_norms(changed, adapter):
+            _fold(changed, norm, outer_readers(changed, adapter))
         for axis in stream_writers(changed, adapter):
             parameter = changed.get_parameter(axis.parameter)
             exact = parameter.double()
@@ -80,18 +85,36 @@ def canonical(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
 
 def stream_writers(model: PreTrainedModel, adapter: Adapter) -> tuple[Axis, ...]:
-    """Returns the axes that write to the residual stream, normalisations left out."""
+    """Returns the axes that write to the residual stream, normalisations and scales left out."""
     stream = next(g for g in merge_groups(model, adapter) if g.role == "stream")
     modules = dict(model.named_modules())
+    scales = [
+        scale
+        for block in blocks(model, adapter)
+        for scale in (block.attention_scale, block.mlp_scale)
+    ]
     return tuple(
         axis
         for axis in stream.writers
-        if not isinstance(modules.get(axis.parameter.rpartition(".")[0]), nn.LayerNorm)
+        if axis.parameter not in scales
+        and not isinstance(modules.get(axis.parameter.rpartition(".")[0]), nn.LayerNorm)
     )
 
 
-def _fold(model: nn.Module, norm: str, readers: tuple[str, ...]) -> None:
-    """Moves a normalisation's gain and bias into the linear layers that read it."""
+def _last_norms(model: PreTrainedModel, adapter: Adapter) -> list[str]:
+    """The normalisations after the blocks that the model has."""
+    names = Names(model, adapter)
+    places = [place for norm in adapter.norms for place in names.places(norm)]
+    return [place for place in places if any(names.weight_and_bias(place))]
+
+
+def _fold(
+    model: nn.Module, norm: str, readers: tuple[str, ...], unbiased: tuple[str, ...] = ()
+) -> None:
+    """Moves a normalisation's gain and bias into the linear layers that read it.
+
+    Keys may be unbiased: what a bias adds to the scores of a query, softmax ignores.
+    """
     plain = model.get_submodule(norm)
     if not isinstance(plain, nn.LayerNorm):
         raise HfZipError(f"{norm} is a {type(plain).__name__}, but only LayerNorm can be folded")
@@ -100,11 +123,23 @@ def _fold(model: nn.Module, norm: str, readers: tuple[str, ...]) -> None:
         linear = model.get_submodule(name)
         if not isinstance(linear, nn.Linear):
             raise HfZipError(f"{name} is a {type(linear).__name__}, but should be a Linear")
-        weight = linear.weight.double()
-        bias = weight @ shift
-        if linear.bias is not None:
-            bias = bias + linear.bias.double()
-        linear.bias = nn.Parameter(bias.to(linear.weight.dtype))
-        linear.weight.copy_(weight * gain)
+        weight, parts = linear.weight.double(), linear.in_features // len(gain)
+        if name not in unbiased:
+            bias = weight @ shift.repeat(parts)
+            if linear.bias is not None:
+                bias = bias + linear.bias.double()
+            linear.bias = nn.Parameter(bias.to(linear.weight.dtype))
+        linear.weight.copy_(weight * gain.repeat(parts))
     plain.weight.fill_(1)
     plain.bias.fill_(0)
+
+
+def _fold_scale(model: nn.Module, scale: str | None, writer: str) -> None:
+    """Moves what scales the output of a linear layer into the layer."""
+    if scale is None:
+        return
+    factors = model.get_parameter(scale)
+    for parameter in model.get_submodule(writer).parameters():
+        scaled = factors.double() * parameter.double().movedim(0, -1)
+        parameter.copy_(scaled.movedim(-1, 0))
+    factors.fill_(1)

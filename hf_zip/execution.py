@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_zip.assemble import assemble
 from hf_zip.depth import Depth, choose_depth, depth_curve
+from hf_zip.groups import blocks
 from hf_zip.methods import Merged, MergeMethod
 from hf_zip.partial import assemble_partial
 from hf_zip.preparation import Prepared, covariances
@@ -34,13 +35,14 @@ def resolve_depth(
     Raises:
         HfZipError: The depth is to be chosen, and no depth fits the budget.
     """
-    blocks = prepared.sources[0].model.config.num_hidden_layers
+    runtime = prepared.inputs.runtime
+    count = len(blocks(runtime.models[0], runtime.adapter))
     if recipe.stop_at != "auto":
-        return (None if recipe.stop_at == blocks else recipe.stop_at), ()
-    curve = depth_curve(merged, prepared.inputs.runtime, prepared.tasks, unmerge)
+        return (None if recipe.stop_at == count else recipe.stop_at), ()
+    curve = depth_curve(merged, runtime, prepared.tasks, unmerge)
     one_source = sum(p.numel() for p in prepared.sources[0].model.parameters())
     depth = choose_depth(curve, recipe.budget or Budget(), one_source).blocks
-    return (None if depth == blocks else depth), curve
+    return (None if depth == count else depth), curve
 
 
 def build_model(

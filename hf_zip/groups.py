@@ -16,10 +16,21 @@ Role = Literal["stream", "embeddings", "value", "query_key", "mlp", "pooler"]
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of one parameter, named as in `named_parameters()`."""
+    """One dimension of one parameter, or an equal part of it.
+
+    Args:
+        parameter: Its name, as in `named_parameters()`.
+        dim: The dimension.
+        part: Which of the parts that stand side by side, from 0.
+        parts: How many there are.
+        per_head: Whether there is one entry per head of the group, not one per feature.
+    """
 
     parameter: str
     dim: int
+    part: int = 0
+    parts: int = 1
+    per_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,8 @@ class Block:
         mlp_out: Second linear layer of the MLP.
         attention_norm: Normalisation of what the attention reads, or of what it has written.
         mlp_norm: The same of the MLP.
+        attention_scale: Parameter that scales what the attention writes, if there is one.
+        mlp_scale: The same of the MLP.
     """
 
     name: str
@@ -111,6 +124,8 @@ class Block:
     mlp_out: str
     attention_norm: str
     mlp_norm: str
+    attention_scale: str | None = None
+    mlp_scale: str | None = None
 
 
 def blocks(model: PreTrainedModel, adapter: Adapter) -> tuple[Block, ...]:
@@ -118,6 +133,7 @@ def blocks(model: PreTrainedModel, adapter: Adapter) -> tuple[Block, ...]:
     names = Names(model, adapter)
     attention_norm, mlp_norm = adapter.block_norms
     found = []
+    scales = adapter.block_scales or ("", "")
     for layer in range(names.num_layers):
         roles = {
             role: names.block(layer, getattr(adapter, role))
@@ -128,6 +144,8 @@ def blocks(model: PreTrainedModel, adapter: Adapter) -> tuple[Block, ...]:
                 name=names.base(f"{adapter.layers}.{layer}"),
                 attention_norm=names.block(layer, attention_norm),
                 mlp_norm=names.block(layer, mlp_norm),
+                attention_scale=names.parameter(names.block(layer, scales[0])),
+                mlp_scale=names.parameter(names.block(layer, scales[1])),
                 **roles,
             )
         )
@@ -170,12 +188,15 @@ def _stream(names: Names) -> list[MergeGroup]:
     for layer in range(names.num_layers):
         for module in (*table.block_norms, table.output, table.mlp_out):
             writers += _written(names, names.block(layer, module))
+        for scale in table.block_scales:
+            if names.block(layer, scale) in names.parameters:
+                writers.append(Axis(names.block(layer, scale), 0))
         for module in (table.query, table.key, table.value, table.mlp_in):
             readers += _read(names, names.block(layer, module))
     for norm in table.norms:
         writers += [axis for place in names.places(norm) for axis in _written(names, place)]
     for linear in outer_readers(names.model, table):
-        readers += _read(names, linear)
+        readers += _read(names, linear, table.head_parts if linear in table.heads else 1)
     first = projections or [names.base(table.embedding_output)]
     blocks = [f"{names.base(table.layers)}.{layer}" for layer in range(names.num_layers)]
     taps = [Tap(module, "output") for module in (*first, *blocks)]
@@ -250,13 +271,18 @@ def _attention(names: Names, layer: int) -> list[MergeGroup]:
         readers=tuple(_read(names, output)),
         num_heads=names.num_heads,
     )
+    biases = ((names.block(layer, name), dim) for name, dim in table.score_biases.items())
     # Queries meet keys feature by feature, so both are written alike and nothing reads them.
     scores = MergeGroup(
         name=f"layers.{layer}.query_key",
         role="query_key",
         size=names.size(query),
         taps=(Tap(query, "output"), Tap(key, "output")),
-        writers=(*_written(names, query), *_written(names, key)),
+        writers=(
+            *_written(names, query),
+            *_written(names, key),
+            *(Axis(name, dim, per_head=True) for name, dim in biases if name in names.parameters),
+        ),
         readers=(),
         num_heads=names.num_heads,
         linked=values.name,
@@ -284,21 +310,24 @@ def _written(names: Names, module: str) -> Iterator[Axis]:
         yield Axis(parameter, 0)
 
 
-def _read(names: Names, linear: str) -> Iterator[Axis]:
-    """The input axis of a linear layer."""
+def _read(names: Names, linear: str, parts: int = 1) -> Iterator[Axis]:
+    """The input axis of a linear layer, part by part."""
     weight = names.parameter(f"{linear}.weight")
     if weight is not None:
-        yield Axis(weight, 1)
+        yield from (Axis(weight, 1, part, parts) for part in range(parts))
 
 
 def _check_coverage(names: Names, groups: Sequence[MergeGroup]) -> None:
     sizes = {axis: group for group in groups for axis in group.axes}
     for axis, group in sizes.items():
         shape = tuple(names.parameters[axis.parameter].shape)
-        if axis.dim >= len(shape) or shape[axis.dim] != group.size:
+        what = f"{group.num_heads} heads" if axis.per_head else f"{group.size} features"
+        size = (group.num_heads if axis.per_head else group.size) * axis.parts
+        if axis.dim >= len(shape) or shape[axis.dim] != size:
+            times = f" {axis.parts} times" if axis.parts > 1 else ""
             raise HfZipError(
                 f"{axis.parameter} has shape {shape}, but its dimension {axis.dim} should carry "
-                f"the {group.size} features of {group.name!r}"
+                f"the {what} of {group.name!r}{times}"
             )
     covered = {axis.parameter for axis in sizes}
     # What is written outside the groups are outputs, such as labels: they stay put.
@@ -306,10 +335,11 @@ def _check_coverage(names: Names, groups: Sequence[MergeGroup]) -> None:
     covered |= {place for name in names.adapter.outputs for place in names.places(name)}
     lost = [name for name in names.parameters if name not in covered]
     if lost:
+        more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
         raise HfZipError(
             f"{type(names.model).__name__} has parameters that the adapter "
-            f"{names.adapter.name!r} does not cover: {', '.join(lost)}; name them in the adapter's "
-            "table"
+            f"{names.adapter.name!r} does not cover: {', '.join(lost[:8])}{more}; name them in the "
+            "adapter's table"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import State
@@ -60,12 +60,8 @@ def assemble_partial(
     ridge regression, where the paper copies features back, is a deviation.
     """
     sources, adapter = runtime.models, runtime.adapter
-    heads = head_names(sources[0], adapter)
-    if len(heads) != 1 or "ForImageClassification" not in type(sources[0]).__name__:
-        raise HfZipError(
-            f"only image classifiers with one head can share some of their blocks, but "
-            f"{type(sources[0]).__name__} has {len(heads)} heads; leave stop_at out"
-        )
+    check_partial(sources[0], adapter)
+    (head,) = head_names(sources[0], adapter)
     config = partial_config(merged, runtime, tasks, record, depth, unmerge, dtype)
     with torch.random.fork_rng(devices=[]):
         model = HfZipForImageClassification(config).to(sources[0].dtype).eval()
@@ -73,7 +69,7 @@ def assemble_partial(
     rewritten = depth > 0 and unmerge == "exact"
     for position, source in enumerate(sources):
         own = merged.aligned[position] if rewritten else dict(source.named_parameters())
-        state |= _tail(own, base_name(source, adapter, ""), adapter, position, depth, heads[0])
+        state |= _tail(own, base_name(source, adapter, ""), adapter, position, depth, head)
     explained: tuple[float, ...] = ()
     if depth == 0:
         explained = tuple(1.0 for _ in sources)
@@ -82,6 +78,29 @@ def assemble_partial(
         state |= maps
     load_parameters(model, state)
     return model.to(dtype), explained
+
+
+def check_partial(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Checks that models can share some of their blocks.
+
+    Args:
+        model: One of the models.
+        adapter: Their family's table.
+
+    Raises:
+        HfZipError: They are not image classifiers with one head, which reads the first token.
+    """
+    heads = head_names(model, adapter)
+    if not adapter.partial:
+        reason = f"the heads of {adapter.name!r} read something else"
+    elif len(heads) != 1 or "ForImageClassification" not in type(model).__name__:
+        reason = f"{type(model).__name__} has {len(heads)} heads"
+    else:
+        return
+    raise HfZipError(
+        "only image classifiers with one head, which reads the first token, can share some of "
+        f"their blocks, but {reason}; leave stop_at out"
+    )
 
 
 def partial_config(

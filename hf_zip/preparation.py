@@ -13,11 +13,13 @@ from hf_zip.adapters import Adapter, adapter_for
 from hf_zip.canonical import check_canonical
 from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
-from hf_zip.groups import head_names, merge_groups
+from hf_zip.groups import blocks, head_names, merge_groups
 from hf_zip.methods import MergeInputs, MergeMethod, Runtime, methods
+from hf_zip.partial import check_partial
 from hf_zip.plain import build
 from hf_zip.preflight import Preflight, preflight, render
 from hf_zip.recipe import Recipe, Unmerge
+from hf_zip.refit.walk import check_scores
 from hf_zip.request import Request
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance
@@ -119,7 +121,9 @@ def prepare(
         logger.info("%s", render(findings))
     sources = in_one_vocabulary(sources)
     groups = merge_groups(sources[0].model, adapter)
-    _check_depth(recipe, sources[0].model)
+    if method.requires.plain_scores:
+        check_scores(sources[0].model, adapter)
+    _check_depth(recipe, sources[0].model, adapter)
     return Prepared(
         sources=sources,
         tasks=tasks,
@@ -180,10 +184,13 @@ def _check_rows(sources: Sequence[Source], adapter: Adapter) -> None:
                 )
 
 
-def _check_depth(recipe: Recipe, model: PreTrainedModel) -> None:
-    depth = model.config.num_hidden_layers
+def _check_depth(recipe: Recipe, model: PreTrainedModel, adapter: Adapter) -> None:
+    depth = len(blocks(model, adapter))
+    if recipe.stop_at is None or recipe.stop_at == depth:
+        return
     if isinstance(recipe.stop_at, int) and recipe.stop_at > depth:
         raise HfZipError(
             f"stop_at is {recipe.stop_at}, but {type(model).__name__} has {depth} blocks; give the "
             f"number of blocks to share, from 0 to {depth}, or leave it out to share all"
         )
+    check_partial(model, adapter)

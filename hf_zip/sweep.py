@@ -14,7 +14,9 @@ from hf_zip.comparison import measure
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import Evaluation, Row
 from hf_zip.execution import build_model, run_method
+from hf_zip.groups import blocks
 from hf_zip.methods import MergeMethod, method_named
+from hf_zip.partial import check_partial
 from hf_zip.plain import build
 from hf_zip.preparation import Prepared, check_needs, prepare, resolve_unmerge
 from hf_zip.recipe import Recipe, Unmerge
@@ -76,19 +78,22 @@ def _by_depth(
     depths: Sequence[int] | None,
     unmerge: Unmerge,
 ) -> dict[str, PreTrainedModel]:
-    blocks: int = prepared.sources[0].model.config.num_hidden_layers
-    chosen = sorted(set(range(blocks + 1) if depths is None else depths))
-    outside = [depth for depth in chosen if not 0 <= depth <= blocks]
+    runtime = prepared.inputs.runtime
+    count = len(blocks(runtime.models[0], runtime.adapter))
+    chosen = sorted(set(range(count + 1) if depths is None else depths))
+    outside = [depth for depth in chosen if not 0 <= depth <= count]
     if outside or not chosen:
         raise HfZipError(
-            f"the depths {outside or chosen} cannot be swept over; the models have {blocks} "
-            f"blocks, so give numbers from 0 to {blocks}"
+            f"the depths {outside or chosen} cannot be swept over; the models have {count} "
+            f"blocks, so give numbers from 0 to {count}"
         )
+    if chosen[0] < count:
+        check_partial(runtime.models[0], runtime.adapter)
     options = build(method.options, recipe.parameters, "parameters")
     merged = run_method(method, prepared, options)
     return {
-        f"{method.name}, {depth} of {blocks} blocks": build_model(
-            merged, prepared, {}, None if depth == blocks else depth, unmerge, torch.float32
+        f"{method.name}, {depth} of {count} blocks": build_model(
+            merged, prepared, {}, None if depth == count else depth, unmerge, torch.float32
         )[0]
         for depth in chosen
     }

@@ -110,3 +110,30 @@ def test_the_identity_map_is_one():
     found = MergeMap.identity(2, 3)
     assert (found.num_models, found.size, found.merged_size) == (2, 3, 3)
     assert torch.equal(found.merge[1] @ found.unmerge[0], torch.eye(3))
+
+
+def test_heads_move_as_their_features_do():
+    table = torch.tensor([[1.0, 2.0, 3.0]])
+    group = MergeGroup("heads", "query_key", 6, (), (Axis("table", 1, per_head=True),), (), 3)
+    order = torch.tensor([5, 4, 0, 1, 3, 2])  # heads 2, 0 and 1, their features moved as well
+    matrix = torch.eye(6)[order].unsqueeze(0)
+    maps = {"heads": MergeMap(matrix, matrix.transpose(1, 2))}
+    assert align({"table": table}, [group], maps, 0)["table"].tolist() == [[3.0, 1.0, 2.0]]
+
+
+def test_a_merged_head_is_the_mean_of_its_members():
+    # Of two models with two heads of one feature each: both heads of the first, and the others.
+    merge = torch.tensor([[[1.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]])
+    heads = MergeMap(merge, merge.transpose(1, 2)).of_heads(2)
+    assert torch.equal(heads.merge, merge)
+    tables = torch.tensor([[2.0, 4.0], [6.0, 10.0]])
+    assert (heads.merge @ tables[..., None]).mean(dim=0).flatten().tolist() == [3.0, 8.0]
+
+
+def test_parts_that_stand_side_by_side_are_mapped_alike():
+    axes = tuple(Axis("w", 1, part, 2) for part in range(2))
+    group = MergeGroup("stream", "stream", 2, (), (), axes)
+    swap = torch.eye(2).flip(0).unsqueeze(0)
+    state = {"w": torch.tensor([[1.0, 2.0, 3.0, 4.0]])}
+    aligned = align(state, [group], {"stream": MergeMap(swap, swap)}, 0)
+    assert aligned["w"].tolist() == [[2.0, 1.0, 4.0, 3.0]]

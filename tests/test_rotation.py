@@ -28,7 +28,7 @@ from hf_zip.methods.rotate import RotateOptions, run
 from hf_zip.preparation import covariances
 from tests.models import images, random_permutations, randomise, rows, vit, with_parameters
 
-PRE_NORM = [adapter for adapter in adapters().values() if adapter.pre_norm]
+PRE_NORM = [adapter for adapter in adapters().values() if not obstacle(adapter)]
 every_adapter = pytest.mark.parametrize("adapter", PRE_NORM, ids=lambda adapter: adapter.name)
 
 

@@ -65,10 +65,18 @@ class Adapter:
         output: See `query`.
         mlp_in: First linear layer of the MLP.
         mlp_out: Second linear layer of the MLP.
+        score_biases: Parameters that add to the scores of each head, and the dimension that runs
+            over the heads.
         block_norms: Normalisations inside a block, of the attention and of the MLP.
+        block_scales: Parameters that scale what the attention and the MLP write, feature by
+            feature.
         pre_norm: Whether a block normalises what it reads, not what it has written.
+        key_bias: Whether the keys may have a bias.
 
         heads: Linear layers of the task head, whose rows are labels, relative to the model.
+        head_parts: How many times the stream's features stand side by side in what a head reads.
+        partial: Whether the head reads the first token of the normalised stream and nothing else,
+            so that the blocks can be shared in part.
     """
 
     name: str
@@ -93,10 +101,15 @@ class Adapter:
     output: str = ""
     mlp_in: str = ""
     mlp_out: str = ""
+    score_biases: Mapping[str, int] = field(default_factory=dict)
     block_norms: tuple[str, ...] = ()
+    block_scales: tuple[str, ...] = ()
     pre_norm: bool = True
+    key_bias: bool = True
 
     heads: tuple[str, ...] = ()
+    head_parts: int = 1
+    partial: bool = False
 
 
 def adapters() -> dict[str, Adapter]:

@@ -54,4 +54,5 @@ ENTRY = Adapter(
     mlp_out="mlp.fc2",
     block_norms=("layernorm_before", "layernorm_after"),
     heads=("classifier",),
+    partial=True,
 )

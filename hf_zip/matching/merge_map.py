@@ -54,6 +54,18 @@ class MergeMap:
         """Number of shared features."""
         return self.merge.shape[1]
 
+    def of_heads(self, num_heads: int) -> "MergeMap":
+        """Returns the map of whole heads: a merged one is the mean of those it has features of.
+
+        Args:
+            num_heads: Number of heads that the features of one model divide into.
+        """
+        width = self.size // num_heads
+        blocks = self.merge.unflatten(2, (num_heads, width)).unflatten(1, (-1, width))
+        member = (blocks != 0).any(dim=4).any(dim=2).to(self.merge.dtype)
+        counts = member.sum(dim=(0, 2))[:, None]
+        return MergeMap(member * self.num_models / counts, member.transpose(1, 2))
+
     @classmethod
     def identity(cls, num_models: int, size: int) -> "MergeMap":
         """Returns the map that leaves every feature where it is."""

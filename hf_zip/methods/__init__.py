@@ -31,6 +31,7 @@ class Requires:
         covariances: The covariance of every merge group on them.
         shared_init: Models that were fine-tuned from one initialisation.
         canonical: Models that have a canonical form, `hf_zip.canonical`.
+        plain_scores: Attention that adds nothing to the products of queries and keys.
     """
 
     base: bool = False
@@ -38,6 +39,7 @@ class Requires:
     covariances: bool = False
     shared_init: bool = False
     canonical: bool = False
+    plain_scores: bool = False
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ ENTRY = MergeMethod(
     name="pleas",
     title="PLeaS: best matched features merged, others kept, every layer refitted",
     reference="https://arxiv.org/abs/2407.02447",
-    requires=Requires(calibration=True, covariances=True, canonical=True),
+    requires=Requires(calibration=True, covariances=True, canonical=True, plain_scores=True),
     run=run,
     options=PleasOptions,
 )

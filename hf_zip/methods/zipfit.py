@@ -28,7 +28,7 @@ ENTRY = MergeMethod(
     name="zipfit",
     title="Streams mapped to one, then every layer refitted by least squares",
     reference="https://arxiv.org/abs/2407.02447",
-    requires=Requires(calibration=True, canonical=True),
+    requires=Requires(calibration=True, canonical=True, plain_scores=True),
     run=run,
     options=FitOptions,
 )

@@ -38,7 +38,9 @@ def fit_readout(
         for name in names
     }
     sums = {
-        name: RegressionMoments(work.shape.width, sum(own), work.accelerator.device)
+        name: RegressionMoments(
+            work.student.get_submodule(name).in_features, sum(own), work.accelerator.device
+        )
         for name, own in sizes.items()
     }
     for batch, given in enumerate(loader):

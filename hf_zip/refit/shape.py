@@ -77,10 +77,11 @@ def possible_shapes(
             not divide the width.
     """
     width: int = model.get_submodule(block.mlp_out).out_features
-    units = max(1, round(size * model.get_submodule(block.mlp_out).in_features))
     num_heads: int = model.config.num_attention_heads
     all_heads = num_models * num_heads
     merged_width = round(size * width)
+    # In the ratio of the widths, as some families have no other way to say it.
+    units = max(1, round(model.get_submodule(block.mlp_out).in_features * merged_width / width))
     divides = merged_width > 0 and merged_width % all_heads == 0
     selected = ZipShape(width, units, num_heads, width // num_heads, True, num_heads)
     kept = ZipShape(merged_width, units, all_heads, merged_width // all_heads, False, num_heads)

@@ -18,7 +18,7 @@ from hf_zip.align import along
 from hf_zip.canonical import canonical, stream_writers
 from hf_zip.collect import make_accelerator, make_loader
 from hf_zip.errors import HfZipError
-from hf_zip.groups import Block, base_name, blocks, head_names
+from hf_zip.groups import Block, base_name, blocks, head_names, merge_groups
 from hf_zip.refit.held import Held
 from hf_zip.refit.readout import fit_readout
 from hf_zip.refit.shape import Shape
@@ -117,8 +117,10 @@ def make_setting(
         progress: Show progress bars, on the main process.
 
     Raises:
-        HfZipError: There are fewer than two inputs, or the models are not pre-norm or have no head.
+        HfZipError: There are fewer than two inputs, or the models are not pre-norm, have no head or
+            add something to the scores of their attention.
     """
+    check_scores(models[0], adapter)
     if len(inputs) < 2:
         raise HfZipError(
             f"the refit is given {len(inputs)} calibration input(s); it needs at least two "
@@ -136,6 +138,25 @@ def make_setting(
         accelerator=accelerator,
         progress=progress,
     )
+
+
+def check_scores(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Checks that the scores of a model's attention are those of queries and keys and no more.
+
+    Args:
+        model: One of the models.
+        adapter: Their family's table.
+
+    Raises:
+        HfZipError: A parameter adds to them.
+    """
+    axes = [axis for group in merge_groups(model, adapter) for axis in group.axes]
+    for axis in axes:
+        if axis.per_head:
+            raise HfZipError(
+                f"{axis.parameter} adds to the scores of the attention, which no refit of the "
+                "layers takes into account; use 'permute', 'zipit' or 'rotate' without one"
+            )
 
 
 def fit_model(
@@ -165,10 +186,9 @@ def fit_model(
         HfZipError: The inputs are all the same, or a moment of the fits is not finite.
     """
     teachers, adapter, accelerator = setting.teachers, setting.adapter, setting.accelerator
-    config: dict[str, Any] = shape.config()
-    if hasattr(teachers[0].config, "qkv_bias"):
-        config["qkv_bias"] = True
-    student = _student(teachers[0], config)
+    sizes: dict[str, Any] = {**shape.config(), "qkv_bias": True}
+    config = {key: value for key, value in sizes.items() if hasattr(teachers[0].config, key)}
+    student = _student(teachers[0], adapter, config)
     _embed(student, teachers, adapter, matrix)
 
     explained: dict[str, float] = {}
@@ -204,8 +224,10 @@ def fit_model(
     return Fitted(state=state, heads=heads, config=config, explained=explained)
 
 
-def _student(teacher: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrainedModel:
-    """A model of the merged size whose normalisations are plain; everything else is to be set."""
+def _student(
+    teacher: PreTrainedModel, adapter: Adapter, changes: Mapping[str, Any]
+) -> PreTrainedModel:
+    """A model of the merged size with plain normalisations and scales; the rest is to be set."""
     config = copy.deepcopy(teacher.config)
     for key, value in changes.items():
         setattr(config, key, value)
@@ -215,6 +237,10 @@ def _student(teacher: PreTrainedModel, changes: Mapping[str, Any]) -> PreTrained
         if isinstance(module, nn.LayerNorm):
             module.weight.fill_(1)
             module.bias.fill_(0)
+    for block in blocks(student, adapter):
+        for scale in (block.attention_scale, block.mlp_scale):
+            if scale is not None:
+                student.get_parameter(scale).fill_(1)
     return student.to(teacher.device, teacher.dtype).eval()
 
 

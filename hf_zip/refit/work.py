@@ -83,7 +83,9 @@ class Work:
 
 
 def set_linear(linear: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Sets a linear layer; left out, its bias becomes zero."""
+    """Sets a linear layer; left out, its bias becomes zero, if it has one."""
     linear.get_parameter("weight").copy_(weight)
-    own = linear.get_parameter("bias")
-    own.copy_(torch.zeros_like(own) if bias is None else bias)
+    if bias is not None:
+        linear.get_parameter("bias").copy_(bias)
+    elif linear.bias is not None:
+        linear.get_parameter("bias").zero_()

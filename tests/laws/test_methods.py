@@ -28,7 +28,8 @@ every_adapter = pytest.mark.parametrize(
 
 def allowed(method, adapter):
     """Whether the family has what the method requires of it."""
-    return not (method.requires.canonical and obstacle(adapter))
+    lacks_form = method.requires.canonical and obstacle(adapter)
+    return not lacks_form and not (method.requires.plain_scores and adapter.score_biases)
 
 
 def pairs(*, allow=True, matching=False):
@@ -109,7 +110,7 @@ def test_the_same_merge_twice_is_the_same(adapter, method):
 def test_a_family_that_a_method_cannot_merge_is_refused_before_the_work(adapter, method):
     request = read_request([example(adapter)] * 2, method=method.name, tasks=["same"] * 2)
     request = replace(request, calibration="never looked at")
-    with pytest.raises(HfZipError, match=rf"{adapter.name!r}.*use 'permute'"):
+    with pytest.raises(HfZipError, match=r"use 'permute'"):
         prepare(request, method, True, make_accelerator(), progress=False)
 
 
