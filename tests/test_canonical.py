@@ -6,7 +6,7 @@ from torch import nn
 from transformers import DeiTForImageClassificationWithTeacher, ViTModel
 
 from hf_zip.adapters import adapter_for, adapters
-from hf_zip.canonical import canonical, stream_writers
+from hf_zip.canonical import canonical, obstacle, stream_writers
 from hf_zip.collect import observe
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, merge_groups
@@ -16,7 +16,7 @@ EXAMPLES = {
     **{
         name: lambda adapter=adapter: randomise(adapter.example().double().eval())
         for name, adapter in adapters().items()
-        if adapter.pre_norm
+        if not obstacle(adapter)
     },
     "vit without biases of queries, keys and values": lambda: vit(qkv_bias=False).double(),
     "deit with a distillation head": lambda: randomise(
@@ -103,6 +103,12 @@ def test_a_post_norm_family_is_refused():
     adapter = replace(adapter_for("vit"), pre_norm=False)
     with pytest.raises(HfZipError, match="do not normalise what they read"):
         canonical(vit(), adapter)
+
+
+def test_embeddings_that_are_normalised_have_no_canonical_form():
+    adapter = adapter_for("clip")
+    with pytest.raises(HfZipError, match=r"pre_layrnorm of 'clip' normalises the embeddings, so"):
+        canonical(adapter.example(), adapter)
 
 
 def test_another_normalisation_is_refused():

@@ -5,12 +5,15 @@ import dataclasses
 import pytest
 import torch
 import transformers
+from transformers import CLIPConfig, CLIPModel
 
 import hf_zip
 from hf_zip.adapters import adapter_for, adapters
 from hf_zip.align import align
+from hf_zip.canonical import canonical
+from hf_zip.collect import observe
 from hf_zip.errors import HfZipError
-from hf_zip.groups import merge_groups
+from hf_zip.groups import Tap, merge_groups
 from tests.models import random_inputs, random_permutations, randomise, with_parameters
 
 # By class: which of its outputs mean the same whatever the order of its features.
@@ -37,12 +40,15 @@ CLASSES = {
     "ElectraForMaskedLM": "logits",
     "ElectraForPreTraining": "logits",
     "ViTModel": "pooler_output",
+    "BeitForMaskedImageModeling": "logits",
+    "CLIPVisionModelWithProjection": "image_embeds",
 }
 
 
 def config_of(cls):
     """The config of the family's example, in the class's own type."""
     config = adapter_for(cls.config_class.model_type).example().config
+    config = getattr(config, "vision_config", config)  # a part of a model of images and texts
     fields = {field.name for field in dataclasses.fields(transformers.PretrainedConfig)}
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return cls.config_class(**{k: v for k, v in values.items() if k not in fields})
@@ -94,12 +100,6 @@ def test_narrow_embeddings_have_features_of_their_own():
     assert "embeddings" not in sizes[1]
 
 
-def test_cross_attention_is_named_as_not_covered():
-    model = build("BertModel", is_decoder=True, add_cross_attention=True)
-    with pytest.raises(HfZipError, match=r"does not cover: encoder\.layer\.0\.crossattention"):
-        merge_groups(model, adapter_for("bert"))
-
-
 def test_a_head_without_one_row_per_label_is_refused():
     models = [build("BertForMultipleChoice")] * 2
     with pytest.raises(HfZipError, match=r"classifier of 'model_0' has 1 rows, .* names 2 labels"):
@@ -112,3 +112,98 @@ def test_models_without_a_task_head_merge_to_one(name):
     merged = hf_zip.merge([model] * 2, method="average", progress=False).model
     for parameter, own in zip(merged.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(parameter, own)
+
+
+@pytest.mark.parametrize("name", ["BeitModel", "CLIPVisionModel", "Dinov2Model", "ElectraModel"])
+def test_models_whose_outputs_are_features_are_covered(name):
+    model = build(name)
+    merge_groups(model, adapter_for(model.config.model_type))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_beit_with_position_embeddings_without_scales(pooled):
+    model = build(
+        "BeitForImageClassification",
+        use_absolute_position_embeddings=True,
+        use_relative_position_bias=False,
+        layer_scale_init_value=0.0,
+        use_mean_pooling=pooled,
+    )
+    assert relative_change(model, "logits") <= 1e-10
+    with torch.no_grad():
+        a, b = (m(**random_inputs(m)).logits for m in (model, canonical(model, adapters()["beit"])))
+    assert (a - b).abs().max() <= 1e-12 * a.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("Dinov2ForImageClassification", {"use_swiglu_ffn": True}, r"no parameter .*\.mlp\.fc2"),
+        (
+            "BeitForImageClassification",
+            {"use_shared_relative_position_bias": True},
+            r"does not cover: beit\.shared_position_bias\.relative_position_bias_table;",
+        ),
+        ("BertModel", {"is_decoder": True, "add_cross_attention": True}, r"crossattention"),
+    ],
+)
+def test_what_no_table_covers_is_named(name, changes, message):
+    model = build(name, **changes)
+    with pytest.raises(HfZipError, match=message):
+        merge_groups(model, adapter_for(model.config.model_type))
+
+
+def test_both_halves_of_clip_are_refused_with_the_first_names_of_many():
+    config = CLIPConfig(text_config={"num_hidden_layers": 1, "hidden_size": 16})
+    with torch.device("meta"):
+        model = CLIPModel(config)
+    with pytest.raises(
+        HfZipError, match=r"does not cover: logit_scale, text_model.* and \d+ more;"
+    ):
+        merge_groups(model, adapter_for("clip"))
+
+
+def test_blocks_of_other_heads_than_of_the_first_token_are_not_shared():
+    models = [build("Dinov2ForImageClassification")] * 2
+    with pytest.raises(HfZipError, match=r"the heads of 'dinov2' read something else; leave stop"):
+        hf_zip.merge(models, method="average", stop_at=1, force=True, progress=False)
+
+
+def test_a_model_that_was_observed_can_still_be_trained():
+    # BEiT keeps a tensor of its first forward, and autograd refuses tensors of inference mode.
+    model = build("BeitForImageClassification", image_size=20)
+    observe(model, [Tap("classifier", "input")], random_inputs(model))
+    model(**random_inputs(model)).logits.sum().backward()
+    assert model.classifier.weight.grad is not None
+
+
+def test_dinov2_is_fitted_at_every_size():
+    model = build("Dinov2ForImageClassification")
+    calibration = random_inputs(model, 64)["pixel_values"]
+    for size, widths in {0.7: (8, 24), 2.0: (24, 72)}.items():
+        merged = hf_zip.merge(
+            [model] * 2,
+            method="zipfit",
+            tasks=["a", "a"],
+            calibration=calibration,
+            parameters={"size": size},
+            progress=False,
+        ).model
+        assert merged.dinov2.encoder.layer[0].mlp.fc1.weight.shape == widths[::-1]
+        assert not hasattr(merged.config, "intermediate_size")
+
+
+def test_biases_of_the_scores_are_refused_wherever_layers_are_fitted():
+    model = build("BeitForImageClassification")
+    calibration = random_inputs(model, 8)["pixel_values"]
+    with pytest.raises(
+        HfZipError, match=r"position_bias_table adds to the scores of the attention"
+    ):
+        hf_zip.merge(
+            [model] * 2,
+            method="permute",
+            tasks=["a", "a"],
+            calibration=calibration,
+            parameters={"refit": "all"},
+            progress=False,
+        )

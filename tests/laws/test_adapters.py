@@ -149,3 +149,20 @@ def test_an_axis_of_another_size_is_refused():
     message = re.escape("shape (1, 1, 12), but its dimension 1 should carry the 12 features")
     with pytest.raises(HfZipError, match=message):
         merge_groups(adapter.example(), replace(adapter, embeddings=wrong))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("dinov2", {"head_parts": 3}, "should carry the 12 features of 'stream' 3 times"),
+        (
+            "beit",
+            {"score_biases": {"relative_position_bias.relative_position_bias_table": 0}},
+            "its dimension 0 should carry the 4 heads of 'layers.0.query_key'",
+        ),
+    ],
+)
+def test_parts_and_heads_of_another_size_are_refused(name, changes, message):
+    adapter = adapter_for(name)
+    with pytest.raises(HfZipError, match=message):
+        merge_groups(adapter.example(), replace(adapter, **changes))
