@@ -4,14 +4,11 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hf_zip.errors import HfZipError
-
-if TYPE_CHECKING:
-    from hf_zip.recipe import Recipe
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -101,7 +98,9 @@ def merge(
         "--dtype": dtype,
         "--seed": seed,
     }
-    recipe = _recipe(models, options).with_overrides(assignments or [])
+    from hf_zip.arguments import recipe_from
+
+    recipe = recipe_from(models, options).with_overrides(assignments or [])
 
     from hf_zip.pipeline import merge as run
     from hf_zip.tables import table
@@ -123,10 +122,12 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a merge beside its parents and controls; refresh its report and card."""
+    from hf_zip.arguments import labelled
     from hf_zip.pipeline import reevaluate
     from hf_zip.tables import table
 
-    report = reevaluate(folder, _evaluation_specs(evaluation) if evaluation else None, force=force)
+    data = labelled("--evaluation", evaluation) if evaluation else None
+    report = reevaluate(folder, data, force=force)
     if report.evaluation is not None:
         typer.echo(table(report.evaluation))
 
@@ -146,12 +147,13 @@ def sweep(
     ] = False,
 ) -> None:
     """Measure a merge at several depths or sizes: accuracy against parameters and MACs."""
+    from hf_zip.arguments import numbers
     from hf_zip.recipe import Recipe
     from hf_zip.sweep import sweep as run
     from hf_zip.tables import table
 
-    numbers = (_numbers("--depths", depths, int), _numbers("--sizes", sizes, float))
-    typer.echo(table(run(Recipe.from_yaml(recipe), out, *numbers, force=force)))
+    grid = (numbers("--depths", depths, int), numbers("--sizes", sizes, float))
+    typer.echo(table(run(Recipe.from_yaml(recipe), out, *grid, force=force)))
     typer.echo(f"wrote {out}")
 
 
@@ -220,82 +222,3 @@ def main() -> None:
         if stop.code in (INTERRUPTED, TERMINATED):
             typer.echo("stopped; folders are as they were, or whole", err=True)
         raise
-
-
-def _recipe(models: list[str], options: dict[str, Any]) -> "Recipe":
-    """Returns the recipe in a file, or the one that arguments and options describe."""
-    from hf_zip.recipe import Recipe
-
-    given = {name: value for name, value in options.items() if value is not None}
-    files = [model for model in models if model.endswith((".yaml", ".yml"))]
-    if files:
-        if len(models) > 1:
-            raise HfZipError(f"give one recipe and nothing else, not {' '.join(models)}")
-        if given:
-            raise HfZipError(
-                f"{', '.join(given)} and a recipe exclude each other; change the recipe's keys "
-                "with --set, such as --set seed=1"
-            )
-        return Recipe.from_yaml(files[0])
-    if options["--method"] is None:
-        raise HfZipError("no merge method; give --method NAME (`hf-zip methods` lists them)")
-    tasks: list[str | None] = options["--task"] or [None] * len(models)
-    if len(tasks) != len(models):
-        raise HfZipError(
-            f"there are {len(models)} models but {len(tasks)} times --task; give it once per model"
-        )
-    values = {
-        "merge_method": options["--method"],
-        "models": [
-            {"model": model, "task": task} for model, task in zip(models, tasks, strict=True)
-        ],
-        "base_model": options["--base"],
-        "stop_at": _depth(options["--stop-at"]),
-        "budget": _budget(options["--budget"]),
-        "calibration": _calibration(options["--calibration"], options["--samples"]),
-        "evaluation": _evaluation_specs(options["--evaluation"] or []),
-        **{key: options[f"--{key}"] for key in ("dtype", "seed") if f"--{key}" in given},
-    }
-    return Recipe.from_dict(values)
-
-
-def _numbers(option: str, text: str | None, kind: type) -> list[Any] | None:
-    try:
-        return None if text is None else [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise HfZipError(f"{option} takes numbers with commas between, not {text!r}") from error
-
-
-def _depth(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdigit() else text
-
-
-def _budget(texts: list[str] | None) -> dict[str, float] | None:
-    if texts is None:
-        return None
-    budget = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            budget[name] = float(value)
-        except ValueError as error:
-            raise HfZipError(f"--budget takes parameters=X or explained=X, not {text!r}") from error
-    return budget
-
-
-def _calibration(data: list[str] | None, samples: int | None) -> dict[str, Any] | None:
-    if data is None:
-        if samples is not None:
-            raise HfZipError("--samples says how many inputs to take, so give --calibration too")
-        return None
-    return {"data": data, **({} if samples is None else {"samples": samples})}
-
-
-def _evaluation_specs(texts: list[str]) -> list[dict[str, str]]:
-    specs = []
-    for text in texts:
-        task, equals, data = text.partition("=")
-        if not (task and equals and data):
-            raise HfZipError(f"--evaluation takes TASK=DATA, not {text!r}")
-        specs.append({"task": task, "data": data})
-    return specs

@@ -1,0 +1,101 @@
+"""Arguments and options of the command line → a recipe."""
+
+from typing import Any
+
+from hf_zip.errors import HfZipError
+from hf_zip.recipe import Recipe
+
+
+def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:
+    """Returns the recipe in a file, or the one that arguments and options describe.
+
+    Args:
+        models: The path of a recipe; or folders and Hub ids.
+        options: Values by option; nothing for an option that was not given.
+
+    Raises:
+        HfZipError: They contradict one another or do not make a recipe.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    files = [model for model in models if model.endswith((".yaml", ".yml"))]
+    if files:
+        if len(models) > 1:
+            raise HfZipError(f"give one recipe and nothing else, not {' '.join(models)}")
+        if given:
+            raise HfZipError(
+                f"{', '.join(given)} and a recipe exclude each other; change the recipe's keys "
+                "with --set, such as --set seed=1"
+            )
+        return Recipe.from_yaml(files[0])
+    if options["--method"] is None:
+        raise HfZipError("no merge method; give --method NAME (`hf-zip methods` lists them)")
+    tasks: list[str | None] = options["--task"] or [None] * len(models)
+    if len(tasks) != len(models):
+        raise HfZipError(
+            f"there are {len(models)} models but {len(tasks)} times --task; give it once per model"
+        )
+    values = {
+        "merge_method": options["--method"],
+        "models": [
+            {"model": model, "task": task} for model, task in zip(models, tasks, strict=True)
+        ],
+        "base_model": options["--base"],
+        "stop_at": _depth(options["--stop-at"]),
+        "budget": _budget(options["--budget"]),
+        "calibration": _calibration(options["--calibration"], options["--samples"]),
+        "evaluation": labelled("--evaluation", options["--evaluation"] or []),
+        **{key: options[f"--{key}"] for key in ("dtype", "seed") if f"--{key}" in given},
+    }
+    return Recipe.from_dict(values)
+
+
+def labelled(option: str, texts: list[str]) -> list[dict[str, str]]:
+    """Returns the labelled data that an option names as TASK=DATA, as a recipe lists them.
+
+    Raises:
+        HfZipError: A text is of another form.
+    """
+    specs = []
+    for text in texts:
+        task, equals, data = text.partition("=")
+        if not (task and equals and data):
+            raise HfZipError(f"{option} takes TASK=DATA, not {text!r}")
+        specs.append({"task": task, "data": data})
+    return specs
+
+
+def numbers(option: str, text: str | None, kind: type) -> list[Any] | None:
+    """Returns the numbers in a text, with commas between; nothing where there is no text.
+
+    Raises:
+        HfZipError: There is something else in it.
+    """
+    try:
+        return None if text is None else [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise HfZipError(f"{option} takes numbers with commas between, not {text!r}") from error
+
+
+def _depth(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdigit() else text
+
+
+def _budget(texts: list[str] | None) -> dict[str, float] | None:
+    if texts is None:
+        return None
+    budget = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            budget[name] = float(value)
+        except ValueError as error:
+            raise HfZipError(f"--budget takes parameters=X or explained=X, not {text!r}") from error
+    return budget
+
+
+def _calibration(data: list[str] | None, samples: int | None) -> dict[str, Any] | None:
+    if data is None:
+        if samples is not None:
+            raise HfZipError("--samples says how many inputs to take, so give --calibration too")
+        return None
+    return {"data": data, **({} if samples is None else {"samples": samples})}
