@@ -43,7 +43,10 @@ def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:
         "stop_at": _depth(options["--stop-at"]),
         "budget": _budget(options["--budget"]),
         "calibration": _calibration(options["--calibration"], options["--samples"]),
-        "evaluation": labelled("--evaluation", options["--evaluation"] or []),
+        **{
+            key: labelled(f"--{key}", options[f"--{key}"] or [])
+            for key in ("evaluation", "validation")
+        },
         **{key: options[f"--{key}"] for key in ("dtype", "seed") if f"--{key}" in given},
     }
     return Recipe.from_dict(values)
@@ -89,7 +92,9 @@ def _budget(texts: list[str] | None) -> dict[str, float] | None:
         try:
             budget[name] = float(value)
         except ValueError as error:
-            raise HfZipError(f"--budget takes parameters=X or explained=X, not {text!r}") from error
+            raise HfZipError(
+                f"--budget takes parameters=X, explained=X or points=X, not {text!r}"
+            ) from error
     return budget
 
 

@@ -49,7 +49,13 @@ def load_inputs(spec: CalibrationSpec, reader: Reader, seed: int) -> Inputs:
     return reader.join(parts, {"data": names, "rows": total, "parts": descriptions})
 
 
-def load_labelled(spec: EvaluationSpec, reader: Reader, labels: Sequence[str], seed: int) -> Inputs:
+def load_labelled(
+    spec: EvaluationSpec,
+    reader: Reader,
+    labels: Sequence[str],
+    seed: int,
+    preferred: Sequence[str] = ("test", "validation"),
+) -> Inputs:
     """Returns labelled inputs of one task; `label_positions` says how labels are matched.
 
     Args:
@@ -57,11 +63,12 @@ def load_labelled(spec: EvaluationSpec, reader: Reader, labels: Sequence[str], s
         reader: Reads data as the models take them.
         labels: The task's labels, in the order of its rows in the merged head.
         seed: Decides which rows.
+        preferred: The splits to take where none is named, the first that exists.
 
     Raises:
         HfZipError: As for `load_inputs`; or a row has no label or one that the model does not know.
     """
-    table = open_table(spec.data, spec.split, ("test", "validation"))
+    table = open_table(spec.data, spec.split, preferred)
     available = len(table.rows)
     rows = draw(spec.samples or available, available, (seed,), table.name)
     return _labelled(table, rows, reader, labels, spec)

@@ -70,9 +70,16 @@ def merge(
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="parameters=X | explained=X",
-            help="For --stop-at auto: at most X times one model's parameters, or at least a share "
-            "X of every model explained.",
+            metavar="parameters=X | explained=X | points=X",
+            help="For --stop-at auto: at most X times one model's parameters, at least a share X "
+            "of every model explained, or at most X points of accuracy lost; repeat to combine.",
+        ),
+    ] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TASK=DATA",
+            help="For --budget points=X: labelled data of every task, others than --evaluation.",
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Precision of the written weights.")] = None,
@@ -95,6 +102,7 @@ def merge(
         "--task": task,
         "--stop-at": stop_at,
         "--budget": budget,
+        "--validation": validation,
         "--dtype": dtype,
         "--seed": seed,
     }

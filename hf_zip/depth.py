@@ -1,11 +1,12 @@
 """How deep a merge should share: what each depth costs, and how much of the sources it keeps."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch.utils.data import Subset
+from transformers import PreTrainedModel
 
 from hf_zip.assemble import assemble
 from hf_zip.collect import Observation, collect
@@ -16,6 +17,7 @@ from hf_zip.modeling import HfZipForImageClassification
 from hf_zip.partial import partial_config
 from hf_zip.recipe import Budget, Unmerge
 from hf_zip.refit import regress
+from hf_zip.report import Validation
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.tasks import Task
 from hf_zip.unmerge import explained_shares
@@ -32,11 +34,32 @@ class Depth:
         explained: For each source, the share of its stream's variance after that many blocks that a
             linear map of the merged stream explains on inputs it was not fitted to; 1 at most.
         parameters: Number of parameters of the merged model.
+        validation: Its accuracy on each task's validation data, where it was measured.
     """
 
     blocks: int
     explained: tuple[float, ...]
     parameters: int
+    validation: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A merge as a model, and how its depth was chosen.
+
+    Args:
+        model: The model, native or partial.
+        explained: What the tails explain of their sources.
+        depth: Number of shared blocks; nothing where all are.
+        curve: The depths that it was chosen from; none where it was given.
+        validation: What it was chosen on by accuracy; nothing where it was not.
+    """
+
+    model: PreTrainedModel
+    explained: Mapping[str, float]
+    depth: int | None
+    curve: tuple[Depth, ...] = ()
+    validation: Validation | None = None
 
 
 def depth_curve(
@@ -93,8 +116,37 @@ def depth_curve(
     return tuple(curve)
 
 
+def affordable(curve: Sequence[Depth], budget: Budget, one_source: int) -> tuple[Depth, ...]:
+    """Returns the depths that fit a budget's `parameters` and `explained`, in order.
+
+    Args:
+        curve: All depths, in order.
+        budget: What the merge may cost, or what it must keep.
+        one_source: Number of parameters of one source.
+
+    Raises:
+        HfZipError: None fits.
+    """
+    fit = tuple(
+        depth
+        for depth in curve
+        if (budget.parameters is None or depth.parameters <= budget.parameters * one_source)
+        and (budget.explained is None or min(depth.explained) >= budget.explained)
+    )
+    if not fit:
+        rows = "; ".join(
+            f"{d.blocks} blocks: {d.parameters / one_source:.2f} times the parameters, explained "
+            f"{min(d.explained):.3f}"
+            for d in curve
+        )
+        raise HfZipError(f"no depth fits the budget; there are {rows}")
+    return fit
+
+
 def choose_depth(curve: Sequence[Depth], budget: Budget, one_source: int) -> Depth:
     """Returns the depth that a budget allows: the shallowest that is small enough, or the deepest.
+
+    Its `points` are not looked at: `hf_zip.accuracy.deepest_sharing` does.
 
     Args:
         curve: All depths, in order.
@@ -107,21 +159,9 @@ def choose_depth(curve: Sequence[Depth], budget: Budget, one_source: int) -> Dep
     if budget.parameters is None and budget.explained is None:
         raise HfZipError(
             "stop_at: auto needs a budget, such as 'budget: {parameters: 1.5}' (times the "
-            "parameters of one source) or 'budget: {explained: 0.95}'"
+            "parameters of one source), 'budget: {explained: 0.95}' or 'budget: {points: 1.0}'"
         )
-    fit = [
-        depth
-        for depth in curve
-        if (budget.parameters is None or depth.parameters <= budget.parameters * one_source)
-        and (budget.explained is None or min(depth.explained) >= budget.explained)
-    ]
-    if not fit:
-        rows = "; ".join(
-            f"{d.blocks} blocks: {d.parameters / one_source:.2f} times the parameters, explained "
-            f"{min(d.explained):.3f}"
-            for d in curve
-        )
-        raise HfZipError(f"no depth fits the budget; there are {rows}")
+    fit = affordable(curve, budget, one_source)
     # Less sharing keeps more, so a limit on size asks for the shallowest depth that meets it.
     return fit[-1] if budget.parameters is None else fit[0]
 

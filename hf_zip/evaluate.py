@@ -146,7 +146,8 @@ def evaluate(
             for position, candidate in enumerate(candidates)
         ),
         tasks=tuple(
-            EvaluatedTask(t.name, len(data[t.name]), _description(data[t.name])) for t in evaluated
+            EvaluatedTask(t.name, len(data[t.name]), description_of(data[t.name]))
+            for t in evaluated
         ),
         skipped=dict(skipped or {}),
     )
@@ -228,7 +229,8 @@ def _first_input(data: Any, device: torch.device) -> dict[str, Tensor]:
     return {key: value.to(device) for key, value in _inputs(collation(data)([data[0]])).items()}
 
 
-def _description(data: Any) -> dict[str, Any]:
+def description_of(data: Any) -> dict[str, Any]:
+    """Returns where data come from, as they describe themselves."""
     return dict(getattr(data, "description", None) or {})
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hf_zip.accuracy import Built, deepest_sharing
 from hf_zip.assemble import assemble
-from hf_zip.depth import Depth, choose_depth, depth_curve
+from hf_zip.depth import Assembled, affordable, choose_depth, depth_curve
 from hf_zip.groups import blocks
 from hf_zip.methods import Merged, MergeMethod
 from hf_zip.partial import assemble_partial
@@ -27,22 +28,55 @@ def run_method(method: MergeMethod, prepared: Prepared, options: Any) -> Merged:
     return merged
 
 
-def resolve_depth(
-    recipe: Recipe, merged: Merged, prepared: Prepared, unmerge: Unmerge
-) -> tuple[int | None, tuple[Depth, ...]]:
-    """Returns the number of blocks to share, none for all, and the curve it was chosen from.
+def assemble_merge(
+    recipe: Recipe,
+    merged: Merged,
+    prepared: Prepared,
+    record: Mapping[str, Any],
+    unmerge: Unmerge,
+) -> Assembled:
+    """Returns the model of a recipe, at the depth that it names or that its budget allows.
+
+    Args:
+        recipe: What was asked for.
+        merged: The result of its method.
+        prepared: The sources.
+        record: What else the model's config should keep, as plain values.
+        unmerge: How the tails of a partial zip read what is shared.
 
     Raises:
         HfZipError: The depth is to be chosen, and no depth fits the budget.
     """
-    runtime = prepared.inputs.runtime
+    runtime, sources, tasks = prepared.inputs.runtime, prepared.sources, prepared.tasks
     count = len(blocks(runtime.models[0], runtime.adapter))
+
+    def some(depth: int) -> int | None:
+        return None if depth == count else depth
+
+    def build(depth: int) -> Built:
+        dtype = getattr(torch, recipe.dtype)
+        return build_model(merged, prepared, record, some(depth), unmerge, dtype)
+
     if recipe.stop_at != "auto":
-        return (None if recipe.stop_at == count else recipe.stop_at), ()
-    curve = depth_curve(merged, runtime, prepared.tasks, unmerge)
-    one_source = sum(p.numel() for p in prepared.sources[0].model.parameters())
-    depth = choose_depth(curve, recipe.budget or Budget(), one_source).blocks
-    return (None if depth == count else depth), curve
+        depth = count if recipe.stop_at is None else recipe.stop_at
+        return Assembled(*build(depth), some(depth))
+    curve, budget = depth_curve(merged, runtime, tasks, unmerge), recipe.budget or Budget()
+    one_source = sum(p.numel() for p in sources[0].model.parameters())
+    if budget.points is None:
+        depth = choose_depth(curve, budget, one_source).blocks
+        return Assembled(*build(depth), some(depth), curve)
+    found = deepest_sharing(
+        budget.points,
+        [depth.blocks for depth in affordable(curve, budget, one_source)],
+        build,
+        sources,
+        tasks,
+        prepared.validation,
+        max((spec.batch_size for spec in recipe.validation), default=64),
+        runtime,
+    )
+    curve = tuple(replace(d, validation=found.accuracies.get(d.blocks, {})) for d in curve)
+    return Assembled(*found.built, some(found.blocks), curve, found.validation)
 
 
 def build_model(

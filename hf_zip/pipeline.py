@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
+from hf_zip.accuracy import check_apart
 from hf_zip.collect import make_accelerator
 from hf_zip.comparison import measure
 from hf_zip.errors import HfZipError
-from hf_zip.execution import build_model, resolve_depth, run_method
+from hf_zip.execution import assemble_merge, run_method
 from hf_zip.merged import for_task, load_merge
 from hf_zip.methods import method_named
-from hf_zip.plain import build
+from hf_zip.plain import build, plain
 from hf_zip.preparation import check_needs, prepare, resolve_unmerge
 from hf_zip.recipe import Recipe
 from hf_zip.record import file_texts, make_report, refresh, resolved_recipe
@@ -69,6 +69,7 @@ def merge(
     processor: Any = None,
     calibration: Any = None,
     evaluation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    validation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     out: str | Path | None = None,
     force: bool = False,
     progress: bool = True,
@@ -85,6 +86,7 @@ def merge(
         calibration: Unlabelled inputs, for a list of models: what a recipe may say, one or several
             data sets by name, or a data set, a list of images or texts or a tensor in memory.
         evaluation: Labelled data by task, for a list of models: data sets by name or in memory.
+        validation: The same, to choose the depth on; see `Recipe`.
         out: Folder to write to. It is written as soon as the model is merged, and its report and
             card again after the evaluation.
         force: Merge despite findings that may be forced.
@@ -102,7 +104,9 @@ def merge(
         >>> result = merge(["a", "b"], method="zipit", calibration="images")  # doctest: +SKIP
         >>> result.for_task("a").save_pretrained("just_a")  # doctest: +SKIP
     """
-    request = read_request(models, method, tasks, processor, calibration, evaluation, recipe_keys)
+    request = read_request(
+        models, method, tasks, processor, calibration, evaluation, recipe_keys, validation
+    )
     recipe = request.recipe
     chosen = method_named(recipe.merge_method)
     options = build(chosen.options, recipe.parameters, "parameters")
@@ -115,13 +119,12 @@ def merge(
     prepared = prepare(request, chosen, force, accelerator, progress)
     merged = run_method(chosen, prepared, options)
     unmerge = resolve_unmerge(chosen, request)
-    depth, curve = resolve_depth(recipe, merged, prepared, unmerge)
-    resolved = resolved_recipe(recipe, prepared, options, depth, unmerge)
-    record = {"merge_method": chosen.name, "parameters": resolved.to_dict()["parameters"]}
-    dtype = getattr(torch, recipe.dtype)
-    model, unmerged = build_model(merged, prepared, record, depth, unmerge, dtype)
+    record = {"merge_method": chosen.name, "parameters": plain(options)}
+    assembled = assemble_merge(recipe, merged, prepared, record, unmerge)
+    model = assembled.model
+    resolved = resolved_recipe(recipe, prepared, options, assembled.depth, unmerge)
     seconds = time.perf_counter() - started
-    report = make_report(model, resolved, prepared, chosen, merged, unmerged, curve, seconds)
+    report = make_report(assembled, resolved, prepared, chosen, merged, seconds)
     result = MergeResult(
         model, report, resolved, prepared.sources[0].processor, accelerator.is_main_process
     )
@@ -151,7 +154,8 @@ def reevaluate(
         progress: Show progress bars, on the main process.
 
     Raises:
-        HfZipError: The folder is not a merge, or there is nothing to evaluate on.
+        HfZipError: The folder is not a merge, or there is nothing to evaluate on but what its depth
+            was chosen on.
     """
     folder = Path(folder)
     if not (folder / MARKER).is_file():
@@ -166,10 +170,14 @@ def reevaluate(
             "--evaluation cars=test.parquet"
         )
     accelerator = make_accelerator()
+    report = read(folder)
     prepared = prepare(request, method_named(recipe.merge_method), force, accelerator, progress)
+    if report.validation is not None:
+        decided = {task.name: task.data for task in report.validation.tasks}
+        check_apart(prepared.evaluation, decided)
     model, _ = load_merge(folder)
     measured = measure(model, request, prepared)
-    report = replace(read(folder), evaluation=measured, recipe=recipe.to_dict())
+    report = replace(report, evaluation=measured, recipe=recipe.to_dict())
     if accelerator.is_main_process:
         refresh(folder, recipe, report)
     accelerator.wait_for_everyone()

@@ -2,17 +2,19 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from hf_zip.accuracy import check_apart
 from hf_zip.adapters import Adapter, adapter_for
 from hf_zip.canonical import check_canonical
 from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
+from hf_zip.evaluate import description_of
 from hf_zip.groups import blocks, head_names, merge_groups
 from hf_zip.methods import MergeInputs, MergeMethod, Runtime, methods
 from hf_zip.partial import check_partial
@@ -38,6 +40,7 @@ class Prepared:
     findings: Preflight
     inputs: MergeInputs
     evaluation: Mapping[str, Any]
+    validation: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_needs(method: MergeMethod, request: Request) -> None:
@@ -58,6 +61,17 @@ def check_needs(method: MergeMethod, request: Request) -> None:
         raise HfZipError(
             f"{method.name!r} needs the model that the others were fine-tuned from; give "
             "base_model (--base)"
+        )
+
+    if _by_accuracy(recipe) and not request.validates:
+        raise HfZipError(
+            "budget.points chooses the depth by accuracy, and the choice must not see the data "
+            "that the result is reported on; give labelled data of every task as validation"
+        )
+    if request.validates and not _by_accuracy(recipe):
+        raise HfZipError(
+            "validation data choose the depth with stop_at: auto and 'budget: {points: 1.0}', but "
+            "there is no such budget; leave them out"
         )
 
 
@@ -124,6 +138,9 @@ def prepare(
     if method.requires.plain_scores:
         check_scores(sources[0].model, adapter)
     _check_depth(recipe, sources[0].model, adapter)
+    evaluation = request.load_evaluation(sources[0], tasks)
+    validation = request.load_validation(sources[0], tasks) if _by_accuracy(recipe) else {}
+    check_apart(evaluation, {name: description_of(data) for name, data in validation.items()})
     return Prepared(
         sources=sources,
         tasks=tasks,
@@ -145,7 +162,8 @@ def prepare(
                 progress=progress,
             ),
         ),
-        evaluation=request.load_evaluation(sources[0], tasks),
+        evaluation=evaluation,
+        validation=validation,
     )
 
 
@@ -182,6 +200,10 @@ def _check_rows(sources: Sequence[Source], adapter: Adapter) -> None:
                     f"{head} of {source.reference!r} has {rows} rows, but its config names "
                     f"{labels} labels; only heads with one row per label can be merged"
                 )
+
+
+def _by_accuracy(recipe: Recipe) -> bool:
+    return recipe.budget is not None and recipe.budget.points is not None
 
 
 def _check_depth(recipe: Recipe, model: PreTrainedModel, adapter: Adapter) -> None:

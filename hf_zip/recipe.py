@@ -73,10 +73,13 @@ class Budget:
         parameters: The merge may have so many times the parameters of one source.
         explained: Each source's stream must be explained by the merged one to so much, in (0, 1],
             on calibration inputs that were held out.
+        points: On every task the merge may lose so many percent points of accuracy against the
+            ensemble, on validation data.
     """
 
     parameters: float | None = None
     explained: float | None = None
+    points: float | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -84,6 +87,8 @@ class Budget:
             raise HfZipError(f"budget.parameters is {self.parameters}; it should be positive")
         if self.explained is not None and not 0 < self.explained <= 1:
             raise HfZipError(f"budget.explained is {self.explained}; it should be in (0, 1]")
+        if self.points is not None and not 0 <= self.points <= 100:
+            raise HfZipError(f"budget.points is {self.points}; it should be in [0, 100]")
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ class EvaluationSpec:
     Args:
         task: The task, as named in `models`.
         data: A Hub id, an image folder, or a parquet, csv, json or txt file or glob.
-        split: Split to take; left out, `test`, else `validation`, else the only one.
+        split: Split to take; left out, `test`, else `validation`, else the only one. Under
+            `validation`, it is `validation`, else the only one.
         column: Input column, or two for pairs of texts; left out, what can only be meant.
         label_column: Label column; left out, `label` or the only class-label column.
         samples: At most so many, drawn by `seed`; left out, all.
@@ -139,6 +145,8 @@ class Recipe:
             for methods that only permute or rotate. Left out, `ridge` where there are such inputs.
         calibration: Unlabelled data, for methods that need it and for the evaluation's controls.
         evaluation: Labelled data, one entry per task, or several.
+        validation: Labelled data of every task on which `budget.points` chooses the depth, as under
+            `evaluation`; nothing is reported on them.
         seed: Decides every random choice.
     """
 
@@ -152,6 +160,7 @@ class Recipe:
     unmerge: Unmerge | None = None
     calibration: CalibrationSpec | None = None
     evaluation: tuple[EvaluationSpec, ...] = ()
+    validation: tuple[EvaluationSpec, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,14 +1,11 @@
 """What is written beside a merged model: resolved recipe, report, card."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from hf_zip.card import render_card
-from hf_zip.depth import Depth
+from hf_zip.depth import Assembled
 from hf_zip.methods import Merged, MergeMethod
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Recipe, Unmerge
@@ -38,36 +35,33 @@ def resolved_recipe(
         parameters=asdict(options),
         stop_at=depth,
         budget=None,
+        validation=(),
         unmerge=recipe.unmerge if depth is None else unmerge,
     )
 
 
 def make_report(
-    model: PreTrainedModel,
+    assembled: Assembled,
     recipe: Recipe,
     prepared: Prepared,
     method: MergeMethod,
     merged: Merged,
-    unmerged: Mapping[str, float],
-    curve: Sequence[Depth],
     seconds: float,
 ) -> Report:
     """Returns the report of a merge, but for what was measured.
 
     Args:
-        model: The merged model.
+        assembled: The merged model and its depth.
         recipe: The resolved recipe.
         prepared: The sources and what was found about them.
         method: The merge method.
         merged: Its result.
-        unmerged: What the tails of a partial zip explain of their sources.
-        curve: The depths that the merge's depth was chosen from.
         seconds: How long the merge took.
     """
     processor = prepared.sources[0].processor
     verdict = prepared.findings.initialisation
     return Report(
-        architecture=type(model).__name__,
+        architecture=type(assembled.model).__name__,
         recipe=recipe.to_dict(),
         sources=tuple(
             SourceRecord.of(replace(source, task=spec.task))
@@ -83,8 +77,9 @@ def make_report(
         shared_init={"shared": True, "different": False}.get(verdict),
         findings=tuple(finding.message for finding in prepared.findings.findings),
         matching=merged.provenance.get("matched_correlation", {}),
-        explained={**merged.provenance.get("explained", {}), **unmerged},
-        depths=tuple(asdict(depth) for depth in curve),
+        explained={**merged.provenance.get("explained", {}), **assembled.explained},
+        depths=tuple(asdict(depth) for depth in assembled.curve),
+        validation=assembled.validation,
         calibration=getattr(prepared.inputs.runtime.calibration, "description", None),
     )
 

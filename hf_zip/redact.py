@@ -24,6 +24,10 @@ def published(report: Report) -> Report:
         tasks = tuple(replace(t, data=_value(t.data, names)) for t in evaluation.tasks)
         skipped = {key: _sentence(why, names) for key, why in evaluation.skipped.items()}
         evaluation = replace(evaluation, tasks=tasks, skipped=skipped)
+    validation = report.validation
+    if validation is not None:
+        tasks = tuple(replace(t, data=_value(t.data, names)) for t in validation.tasks)
+        validation = replace(validation, tasks=tasks)
     return replace(
         report,
         recipe=_value(report.recipe, names),
@@ -31,6 +35,7 @@ def published(report: Report) -> Report:
         findings=tuple(_sentence(finding, names) for finding in report.findings),
         calibration=_value(report.calibration, names),
         evaluation=evaluation,
+        validation=validation,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_zip.errors import HfZipError
-from hf_zip.evaluate import Evaluation
+from hf_zip.evaluate import EvaluatedTask, Evaluation
 from hf_zip.plain import build
 from hf_zip.sources import Source
 from hf_zip.tables import table
@@ -85,6 +85,21 @@ class MethodRecord:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """What a depth that was chosen by accuracy was chosen on.
+
+    Args:
+        points: How many percent points of accuracy the merge may lose against the ensemble.
+        tasks: The data of each task.
+        ensemble: The ensemble's accuracy on them, by task.
+    """
+
+    points: float
+    tasks: tuple[EvaluatedTask, ...]
+    ensemble: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything known about one merge.
 
@@ -107,7 +122,9 @@ class Report:
         explained: Share of the sources' features that the merged ones hold, in [0, 1], by place;
             nothing for a method that fits none.
         depths: The depths that `stop_at: auto` chose from: `blocks`, what each source is
-            `explained` to on held-out inputs, and `parameters`.
+            `explained` to on held-out inputs, and `parameters`; where it chose by accuracy, also
+            the accuracies on the `validation` data by task, of the depths that were measured.
+        validation: What it chose on by accuracy; nothing where it did not.
         calibration: Where the calibration inputs come from, as they describe themselves; nothing
             where there were none.
         evaluation: What was measured; nothing before that.
@@ -132,6 +149,7 @@ class Report:
     matching: Mapping[str, float] = field(default_factory=dict)
     explained: Mapping[str, float] = field(default_factory=dict)
     depths: tuple[Mapping[str, Any], ...] = ()
+    validation: Validation | None = None
     calibration: Mapping[str, Any] | None = None
     evaluation: Evaluation | None = None
     schema_version: int = SCHEMA_VERSION

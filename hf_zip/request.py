@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
+from hf_zip.accuracy import same_data
 from hf_zip.calibration import from_memory, labelled_from_memory, load_inputs, load_labelled
 from hf_zip.data import names_data
 from hf_zip.errors import HfZipError, unknown
@@ -30,6 +31,7 @@ class Request:
         processor: Their image processor or tokenizer.
         calibration: Calibration inputs in memory.
         evaluation: Labelled data in memory by task.
+        validation: The same, for the choice of the depth.
     """
 
     recipe: Recipe
@@ -37,6 +39,7 @@ class Request:
     processor: Any = None
     calibration: Any = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    validation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_calibration(self) -> bool:
@@ -48,6 +51,11 @@ class Request:
     def evaluates(self) -> bool:
         """Whether there are labelled data."""
         return bool(self.recipe.evaluation or self.evaluation)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are labelled data to choose the depth on."""
+        return bool(self.recipe.validation or self.validation)
 
     def load_sources(self) -> tuple[Source, ...]:
         """Returns the models, loaded from their names or copied from memory."""
@@ -74,19 +82,50 @@ class Request:
         Raises:
             HfZipError: Data are given for a task that does not exist, or twice for one.
         """
-        labels = {task.name: task.labels for task in tasks}
+        named, memory = self.recipe.evaluation, self.evaluation
+        return self._labelled("evaluation", named, memory, source, tasks, ("test", "validation"))
+
+    def load_validation(self, source: Source, tasks: Sequence[Task]) -> dict[str, Any]:
+        """Returns the labelled data that choose the depth, by task, as a source takes them.
+
+        Raises:
+            HfZipError: As for `load_evaluation`; or a task has none, or what it is evaluated on.
+        """
+        named, memory = self.recipe.validation, self.validation
+        for name, rows in memory.items():
+            if rows is self.evaluation.get(name):
+                raise same_data(name)
+        data = self._labelled("validation", named, memory, source, tasks, ("validation",))
+        missing = [task.name for task in tasks if task.name not in data]
+        if missing:
+            raise HfZipError(
+                f"budget.points limits the loss on every task, but task {missing[0]!r} has no "
+                "validation data; give some"
+            )
+        return data
+
+    def _labelled(
+        self,
+        key: str,
+        named: Sequence[EvaluationSpec],
+        memory: Mapping[str, Any],
+        source: Source,
+        tasks: Sequence[Task],
+        preferred: Sequence[str],
+    ) -> dict[str, Any]:
+        labels, seed = {task.name: task.labels for task in tasks}, self.recipe.seed
         reader, data = reader_of(source, EvaluationSpec.max_length), {}
-        for name, rows in self.evaluation.items():
+        for name, rows in memory.items():
             if name not in labels:
-                raise unknown("task under 'evaluation'", name, labels)
+                raise unknown(f"task under {key!r}", name, labels)
             data[name] = labelled_from_memory(rows, reader, labels[name], name)
-        for spec in self.recipe.evaluation:
+        for spec in named:
             if spec.task in data:
-                raise HfZipError(f"task {spec.task!r} has evaluation data twice; give them once")
+                raise HfZipError(f"task {spec.task!r} has {key} data twice; give them once")
             if spec.task not in labels:
-                raise unknown("task under 'evaluation'", spec.task, labels)
+                raise unknown(f"task under {key!r}", spec.task, labels)
             reader = reader_of(source, spec.max_length)
-            data[spec.task] = load_labelled(spec, reader, labels[spec.task], self.recipe.seed)
+            data[spec.task] = load_labelled(spec, reader, labels[spec.task], seed, preferred)
         return data
 
 
@@ -98,6 +137,7 @@ def read_request(
     calibration: Any = None,
     evaluation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     recipe_keys: Mapping[str, Any] | None = None,
+    validation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
 ) -> Request:
     """Returns the request that the arguments of `hf_zip.merge` describe.
 
@@ -107,7 +147,7 @@ def read_request(
     recipe = _as_recipe(models)
     if recipe is not None:
         given = {"method": method, "tasks": tasks, "calibration": calibration}
-        given |= {"evaluation": evaluation, **(recipe_keys or {})}
+        given |= {"evaluation": evaluation, "validation": validation, **(recipe_keys or {})}
         twice = [name for name, value in given.items() if value is not None]
         if twice:
             raise HfZipError(f"the recipe decides {', '.join(twice)}; {_FOR_LISTS}")
@@ -124,6 +164,7 @@ def read_request(
     names = [f"model_{i}" if i in in_memory else str(m) for i, m in enumerate(listed)]
     calibration_spec, calibration_memory = _calibration(calibration)
     evaluation_specs, evaluation_memory = _evaluation(evaluation)
+    validation_specs, validation_memory = _evaluation(validation)
     values = {
         "merge_method": method,
         "models": [
@@ -131,10 +172,16 @@ def read_request(
         ],
         "calibration": calibration_spec,
         "evaluation": evaluation_specs,
+        "validation": validation_specs,
         **(recipe_keys or {}),
     }
     return Request(
-        Recipe.from_dict(values), in_memory, processor, calibration_memory, evaluation_memory
+        Recipe.from_dict(values),
+        in_memory,
+        processor,
+        calibration_memory,
+        evaluation_memory,
+        validation_memory,
     )
 
 

@@ -39,7 +39,7 @@ def sweep(
     The method runs once for all depths, over all blocks, and once for every size.
 
     Args:
-        recipe: The merge; its `stop_at` is not used.
+        recipe: The merge; its `stop_at`, and what would choose it, are not used.
         out: Folder for the results; made if there is none.
         depths: Numbers of shared blocks; left out with `sizes` left out, all of them.
         sizes: Values of the method's `size`.
@@ -50,6 +50,7 @@ def sweep(
         HfZipError: The recipe names no evaluation data, a depth is out of range, both depths and
             sizes are given, or the method has no size.
     """
+    recipe = replace(recipe, stop_at=None, budget=None, validation=())
     method, request = method_named(recipe.merge_method), Request(recipe)
     check_needs(method, request)
     if not request.evaluates:
@@ -115,7 +116,7 @@ def _by_size(
 def _write(folder: Path, recipe: Recipe, evaluation: Evaluation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
-        "recipe": replace(recipe, stop_at=None, budget=None).to_dict(),
+        "recipe": recipe.to_dict(),
         "versions": versions(),
         "evaluation": asdict(evaluation),
     }
