@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 import hf_zip
 from hf_zip import cli, execution
+from hf_zip.accuracy import check_apart
 from hf_zip.errors import HfZipError
+from hf_zip.inputs import Inputs
 from hf_zip.pipeline import reevaluate
 from hf_zip.recipe import Recipe
 from hf_zip.report import Report, read
@@ -211,6 +213,18 @@ def test_data_that_choose_are_not_reported_on(workshop, data):
     found = CliRunner().invoke(cli.app, arguments("valid", [f"a={data}"]))
     assert re.search("task 'a' has the same data and split for validation", str(found.exception))
     assert not (workshop / "out").exists()
+
+
+def test_data_on_the_hub_are_told_by_name_split_and_revision():
+    test = {"data": "org/x", "split": "test", "revision": "1" * 40, "fingerprint": None}
+    data = {"a": Inputs([{}], test)}
+    with pytest.raises(HfZipError, match="task 'a' has the same data and split"):
+        check_apart(data, {"a": test})
+    for other in ({"split": "train"}, {"data": "org/y"}, {"revision": "2" * 40}):
+        check_apart(data, {"a": {**test, **other}})
+    check_apart(data, {"b": test})
+    # What does not say where it comes from is only compared as an object.
+    check_apart({"a": Inputs([{}], {"data": "in memory", "rows": 1})}, {"a": {"data": "in memory"}})
 
 
 def test_a_budget_of_another_form_is_refused(workshop):
