@@ -11,7 +11,7 @@ from scipy.linalg import orthogonal_procrustes
 import hf_zip
 from hf_zip.adapters import adapter_for, adapters
 from hf_zip.align import align
-from hf_zip.canonical import canonical
+from hf_zip.canonical import canonical, obstacle
 from hf_zip.collect import make_accelerator
 from hf_zip.errors import HfZipError
 from hf_zip.groups import merge_groups
