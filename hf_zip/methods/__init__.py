@@ -1,7 +1,7 @@
 """The merge methods that a recipe may name: one file with an `ENTRY` each."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -195,6 +195,10 @@ def merge_aligned(
     """
     if refit != "none" and inputs.runtime.calibration is None:
         raise HfZipError(f"refit: {refit} needs calibration inputs; give them, or refit: none")
+    aligned = [
+        align(state, inputs.groups, matching.maps, model)
+        for model, state in enumerate(inputs.states)
+    ]
     if refit == "all":
         hindrance = obstacle(inputs.runtime.adapter)
         if hindrance:
@@ -202,11 +206,8 @@ def merge_aligned(
                 f"{hindrance}, so its layers cannot be refitted one by one; use refit: none, head "
                 "or repair"
             )
-        return refit_aligned(inputs, matching, weights)
-    aligned = [
-        align(state, inputs.groups, matching.maps, model)
-        for model, state in enumerate(inputs.states)
-    ]
+        merged = refit_aligned(inputs, matching, weights)
+        return replace(merged, aligned=_completed(aligned, merged.state))
     prefixes = tuple(f"{head}." for head in inputs.heads)
     heads = tuple(
         {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
@@ -247,6 +248,14 @@ def merge_aligned(
             for state in aligned
         ),
         config=config,
+    )
+
+
+def _completed(states: Sequence[State], trunk: State) -> tuple[State, ...]:
+    """States with the biases that only a refitted trunk has, which for them are zero."""
+    return tuple(
+        {**{name: torch.zeros_like(trunk[name]) for name in trunk if name not in state}, **state}
+        for state in states
     )
 
 
