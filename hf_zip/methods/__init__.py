@@ -242,11 +242,7 @@ def merge_aligned(
         state=trunk,
         heads=heads,
         provenance={"matched_correlation": dict(matching.correlations)},
-        # A repair may have given the trunk biases that the models do without.
-        aligned=tuple(
-            {name: torch.zeros_like(tensor) for name, tensor in trunk.items()} | state
-            for state in aligned
-        ),
+        aligned=_completed(aligned, trunk),
         config=config,
     )
 
