@@ -14,8 +14,9 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=3, help="groups of seeds (default: 3)")
     parser.add_argument("--samples", type=int, default=1024, help="calibration images")
     parser.add_argument("--choices", action="store_true", help="vary zipfit on validation images")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on after the groups that are done"
-    )
+    parser.add_argument("--resume", action="store_true", help="measure only what is missing")
     parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
@@ -155,20 +154,22 @@ def main() -> None:
         "setting": asdict(read_setting(arguments)),
         "threads": arguments.threads,
         "versions": dict(versions()),
-        "rows": [asdict(merge) for merge in (*MERGES, *(CHOICES if arguments.choices else ()))],
     }
     record = read_results(arguments.out).get(title, {}) if arguments.resume else {}
     if any(record.get(key) != value for key, value in settled.items()):
         record = {**settled, "seconds": 0.0, "groups": []}
     record["command"], before = shown_command(sys.argv[1:]), record["seconds"]
-    for position in range(len(record["groups"]), arguments.groups):
+    for position in range(arguments.groups):
         folders = [
             parent_folder(data, classes, count * position + k, record["setting"], arguments.cache)
             for k, classes in enumerate(arguments.classes)
         ]
         chosen = CHOICES if arguments.choices else ()
-        found = run_group(data, arguments.classes, folders, arguments.samples, position, chosen)
-        record["groups"].append(found)
+        known = record["groups"][position] if position < len(record["groups"]) else {}
+        found = run_group(
+            data, arguments.classes, folders, arguments.samples, position, chosen, known
+        )
+        record["groups"][position : position + 1] = [found]
         record["seconds"] = before + time.perf_counter() - started
         write(arguments.out, title, record)
         print(f"{title}: {position + 1} of {arguments.groups} groups, {record['seconds']:.0f} s")
@@ -219,6 +220,7 @@ def run_group(
     samples: int,
     seed: int,
     choices: Sequence[Merge] = (),
+    known: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Merges one group of parents in every way and measures everything.
 
@@ -229,6 +231,7 @@ def run_group(
         samples: Calibration images.
         seed: Decides which.
         choices: Further merges, measured on the validation images only.
+        known: What an earlier run returned; what it measured is not measured again.
     """
     names = [f"classes {text}" for text in classes]
     specs = [ModelSpec(str(folder), name) for folder, name in zip(folders, names, strict=True)]
@@ -245,18 +248,32 @@ def run_group(
         ),
     ]
     images = calibration_images(data, dict(zip(names, numbers, strict=True)), samples, seed)
-    made: dict[str, Any] = {}
-    candidates = references(sources, tasks, images[ALL][:samples])
-    candidates += [run_merge(m, folders, names, tasks, images, samples, made) for m in variants]
-    chosen = [run_merge(m, folders, names, tasks, images, samples, {}) for m in choices]
-    chosen = [ensemble(sources, tasks), *chosen] if choices else []
-    validation, test = (labelled(i, names, numbers) for i in (data.validation, data.test))
+    earlier, merge_them = known or {}, partial(run_merge, folders, names, tasks, images, samples)
+    made: dict[str, Any] = dict(earlier.get("merges", {}))
+    compared = {c.name: lambda c=c: c for c in references(sources, tasks, images[ALL][:samples])}
+    merges = {merge.name: partial(merge_them, merge, made) for merge in variants}
+    varied = {"ensemble": compared["ensemble"]} if choices else {}
+    varied |= {merge.name: partial(merge_them, merge, {}) for merge in choices}
+    validation, test = (labelled(part, names, numbers) for part in (data.validation, data.test))
     return {
         "parents": [json.loads((folder / TRAINING).read_text()) for folder in folders],
         "merges": made,
-        "choices": measure(chosen, tasks, validation) if chosen else [],
-        "test": measure(candidates, tasks, test),
+        "choices": measure_missing(earlier.get("choices", []), varied, tasks, validation),
+        "test": measure_missing(earlier.get("test", []), {**compared, **merges}, tasks, test),
     }
+
+
+def measure_missing(
+    known: Sequence[dict[str, Any]],
+    candidates: Mapping[str, Callable[[], Candidate]],
+    tasks: Sequence[Task],
+    data: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Returns one plain row per candidate; only those without a known row are made and measured."""
+    rows = {row["name"]: row for row in known}
+    missing = [make() for name, make in candidates.items() if name not in rows]
+    rows |= {row["name"]: row for row in (measure(missing, tasks, data) if missing else [])}
+    return [rows[name] for name in candidates]
 
 
 def calibration_images(
@@ -287,12 +304,12 @@ def references(
 
 
 def run_merge(
-    merge: Merge,
     folders: Sequence[Path],
     names: Sequence[str],
     tasks: Sequence[Task],
     images: Mapping[str, Tensor],
     samples: int,
+    merge: Merge,
     made: dict[str, Any],
 ) -> Candidate:
     """Returns a merge; notes in `made` how it was made."""

@@ -155,9 +155,17 @@ def test_the_benchmark_writes_every_row_and_no_folder(folder, monkeypatch, capsy
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--choices"])
     benchmark_zip.main()
     assert (trained, capsys.readouterr().out.count(", seed ")) == (2, 0)  # the cache is used
+    path = folder / "out" / "zip.json"
+    known = json.loads(path.read_text())
+    lost = known["shapes, 2 tasks"]["groups"][0]["test"].pop(7)
+    path.write_text(json.dumps(known))
+    made, merge = [], benchmark_zip.run_merge
+    monkeypatch.setattr(benchmark_zip, "run_merge", lambda *a: made.append(a[5].name) or merge(*a))
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--resume"])
     benchmark_zip.main()
-    assert "1 of 1 groups" not in capsys.readouterr().out  # nothing is left to do
+    assert made == [lost["name"]]  # only what is missing is made
+    again = json.loads(path.read_text())["shapes, 2 tasks"]["groups"][0]["test"]
+    assert again[7] == lost
 
     text = (folder / "out" / "zip.md").read_text()
     record = json.loads((folder / "out" / "zip.json").read_text())["shapes, 2 tasks"]
