@@ -119,7 +119,7 @@ def prepare(
     )
     sources = request.load_sources()
     adapter = adapter_for(sources[0].model.config.model_type)
-    if method.requires.canonical:
+    if method.requires.form_obstacle(adapter):
         check_canonical(adapter)
     heads = head_names(sources[0].model, adapter)
     _check_rows(sources, adapter)

@@ -65,6 +65,7 @@ class Adapter:
         output: See `query`.
         mlp_in: First linear layer of the MLP.
         mlp_out: Second linear layer of the MLP.
+        units: Entry of the config that says how many hidden units the MLP has.
         score_biases: Parameters that add to the scores of each head, and the dimension that runs
             over the heads.
         block_norms: Normalisations inside a block, of the attention and of the MLP.
@@ -101,6 +102,7 @@ class Adapter:
     output: str = ""
     mlp_in: str = ""
     mlp_out: str = ""
+    units: str = "intermediate_size"
     score_biases: Mapping[str, int] = field(default_factory=dict)
     block_norms: tuple[str, ...] = ()
     block_scales: tuple[str, ...] = ()

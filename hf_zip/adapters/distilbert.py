@@ -43,6 +43,7 @@ ENTRY = Adapter(
     output="attention.out_lin",
     mlp_in="ffn.lin1",
     mlp_out="ffn.lin2",
+    units="hidden_dim",
     block_norms=("sa_layer_norm", "output_layer_norm"),
     pre_norm=False,
     heads=("classifier",),

@@ -31,6 +31,7 @@ class Requires:
         covariances: The covariance of every merge group on them.
         shared_init: Models that were fine-tuned from one initialisation.
         canonical: Models that have a canonical form, `hf_zip.canonical`.
+        or_post_norm: Post-norm models, which have none, will do as well.
         plain_scores: Attention that adds nothing to the products of queries and keys.
     """
 
@@ -39,7 +40,15 @@ class Requires:
     covariances: bool = False
     shared_init: bool = False
     canonical: bool = False
+    or_post_norm: bool = False
     plain_scores: bool = False
+
+    def form_obstacle(self, adapter: Adapter) -> str:
+        """Returns why a family's models lack the form that is needed; nothing if they have it."""
+        fits = self.or_post_norm and not (adapter.pre_norm or adapter.embedding_projection)
+        if fits or not self.canonical:
+            return ""
+        return obstacle(adapter)
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,12 @@ def fit_readout(
         for name, own in sizes.items()
     }
     for batch, given in enumerate(loader):
-        with _replayed(work.student, layers, work.held["merged", batch]):
+        with replayed(work.student, layers, work.held["merged", batch]):
             read = observe(work.student, inputs, given)
         logits = []
         streams = work.held["teachers", batch].chunk(count, dim=-1)
         for teacher, stream in zip(work.teachers, streams, strict=True):
-            with _replayed(teacher, layers, stream):
+            with replayed(teacher, layers, stream):
                 logits.append(observe(teacher, outputs, given))
         for place, answer in zip(inputs, outputs, strict=True):
             wanted = torch.cat([seen[answer] for seen in logits], dim=1)
@@ -81,8 +81,14 @@ def split_heads(
 
 
 @contextmanager
-def _replayed(model: PreTrainedModel, layers: str, stream: Tensor) -> Iterator[None]:
-    """Has a model take its stream after the blocks from here, instead of running them."""
+def replayed(model: PreTrainedModel, layers: str, stream: Tensor) -> Iterator[None]:
+    """Has a model take its stream after the blocks from here, instead of running them.
+
+    Args:
+        model: The model; its blocks are back in the end.
+        layers: Full name of the list of its blocks.
+        stream: The stream.
+    """
     blocks = model.get_submodule(layers)
     model.set_submodule(layers, nn.ModuleList([_Replay(stream)]))
     try:

@@ -76,7 +76,7 @@ class Setting:
     """What a refit runs on.
 
     Args:
-        teachers: Models in canonical form, on the accelerator's device.
+        teachers: The models, pre-norm ones in canonical form, on the accelerator's device.
         adapter: Their family's table.
         layers: Names of the modules of their blocks.
         num_inputs: Number of calibration inputs.
@@ -106,10 +106,10 @@ def make_setting(
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> Setting:
-    """Returns what a refit runs on, with copies of the models in canonical form.
+    """Returns what a refit runs on, with copies of pre-norm models in canonical form.
 
     Args:
-        models: Pre-norm models of one class with task heads; left unchanged, but on the CPU.
+        models: Models of one class with task heads; left unchanged, but on another device.
         adapter: Their family's table.
         inputs: A map-style data set of keyword arguments, the same for all models.
         batch_size: Inputs per forward.
@@ -127,12 +127,13 @@ def make_setting(
             "different ones, better a thousand"
         )
     accelerator = accelerator or make_accelerator()
-    # Where they ran there may be no float64, which the canonical form takes.
-    plain = [canonical(model.cpu(), adapter) for model in models]
+    if adapter.pre_norm:
+        # Where they ran there may be no float64, which the canonical form takes.
+        models = [canonical(model.cpu(), adapter) for model in models]
     return Setting(
-        teachers=tuple(model.to(accelerator.device).eval() for model in plain),
+        teachers=tuple(model.to(accelerator.device).eval() for model in models),
         adapter=adapter,
-        layers=blocks(plain[0], adapter),
+        layers=blocks(models[0], adapter),
         num_inputs=len(inputs),
         loader=make_loader(inputs, batch_size, accelerator),
         accelerator=accelerator,
@@ -188,7 +189,7 @@ def fit_model(
     teachers, adapter, accelerator = setting.teachers, setting.adapter, setting.accelerator
     sizes: dict[str, Any] = {**shape.config(), "qkv_bias": True}
     config = {key: value for key, value in sizes.items() if hasattr(teachers[0].config, key)}
-    student = _student(teachers[0], adapter, config)
+    student = plain_student(teachers[0], adapter, config)
     _embed(student, teachers, adapter, matrix)
 
     explained: dict[str, float] = {}
@@ -207,7 +208,7 @@ def fit_model(
             accelerator=accelerator,
         )
         if accelerator.is_main_process:
-            _warn_of_few_rows(
+            warn_of_few_rows(
                 ("the blocks are", work.num_rows, max(shape.width, shape.units, num_contexts)),
                 ("the task head is", setting.num_inputs, shape.width),
             )
@@ -224,10 +225,16 @@ def fit_model(
     return Fitted(state=state, heads=heads, config=config, explained=explained)
 
 
-def _student(
+def plain_student(
     teacher: PreTrainedModel, adapter: Adapter, changes: Mapping[str, Any]
 ) -> PreTrainedModel:
-    """A model of the merged size with plain normalisations and scales; the rest is to be set."""
+    """Returns a model of the merged size, plain normalisations and scales in it; set the rest.
+
+    Args:
+        teacher: A model of the same class.
+        adapter: Its family's table.
+        changes: Entries of the config that differ from its own.
+    """
     config = copy.deepcopy(teacher.config)
     for key, value in changes.items():
         setattr(config, key, value)
@@ -278,7 +285,8 @@ def _hold_embeddings(
     return count, num_tokens
 
 
-def _warn_of_few_rows(*fits: tuple[str, int, int]) -> None:
+def warn_of_few_rows(*fits: tuple[str, int, int]) -> None:
+    """Warns of fits with fewer rows than features; each is what is fitted, rows and features."""
     for what, rows, features in fits:
         if rows < features:
             logger.warning(

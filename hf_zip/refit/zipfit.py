@@ -46,6 +46,18 @@ class FitOptions(RidgeOptions):
         if not self.size >= 0.1:
             raise HfZipError(f"zipfit's size is {self.size}; it should be at least 0.1")
 
+    def check_size(self, num_models: int) -> None:
+        """Checks the size against the number of models.
+
+        Raises:
+            HfZipError: It is larger than all of them together.
+        """
+        if self.size > num_models:
+            raise HfZipError(
+                f"zipfit's size is {self.size}, larger than all {num_models} models together; it "
+                "should be at most their number"
+            )
+
 
 @torch.no_grad()
 def zipfit(
@@ -79,11 +91,7 @@ def zipfit(
             into heads or are larger than all models together, or the models are not pre-norm or
             have no head.
     """
-    if options.size > len(models):
-        raise HfZipError(
-            f"zipfit's size is {options.size}, larger than all {len(models)} models together; it "
-            "should be at most their number"
-        )
+    options.check_size(len(models))
     setting = make_setting(models, adapter, inputs, batch_size, accelerator, progress)
     teachers, layers = setting.teachers, setting.layers
     shapes = possible_shapes(teachers[0], layers[0], len(teachers), options.size, options.heads)

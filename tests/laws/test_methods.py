@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from hf_zip.adapters import adapters
-from hf_zip.canonical import obstacle
 from hf_zip.collect import make_accelerator
 from hf_zip.errors import HfZipError
 from hf_zip.execution import build_model, run_method
@@ -28,7 +27,7 @@ every_adapter = pytest.mark.parametrize(
 
 def allowed(method, adapter):
     """Whether the family has what the method requires of it."""
-    lacks_form = method.requires.canonical and obstacle(adapter)
+    lacks_form = method.requires.form_obstacle(adapter)
     return not lacks_form and not (method.requires.plain_scores and adapter.score_biases)
 
 
@@ -59,7 +58,9 @@ def merge(method, models):
     runtime = replace(prepared.inputs.runtime, calibration=calibration)
     prepared = replace(prepared, inputs=replace(prepared.inputs, runtime=runtime))
     options = build(method.options, LOSSLESS.get(method.name, {}), "parameters")
-    return build_model(run_method(method, prepared, options), prepared, {}, None, torch.float32)[0]
+    return build_model(
+        run_method(method, prepared, options), prepared, {}, None, "ridge", torch.float32
+    )[0]
 
 
 def relative_error(model, other):

@@ -1,0 +1,323 @@
+"""ZipFit of post-norm models as a whole, and its parts that only make sense inside it."""
+
+import copy
+import logging
+import tempfile
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification, BertModel
+
+import hf_zip
+from hf_zip.adapters import adapter_for
+from hf_zip.errors import HfZipError
+from hf_zip.refit.moments import RegressionMoments
+from hf_zip.refit.post_norm import basis, zipfit_post_norm
+from hf_zip.refit.post_norm.basis import plain_norm
+from hf_zip.refit.post_norm.embedding import split_places
+from hf_zip.refit.post_norm.gains import SMALLEST, GainMoments
+from hf_zip.refit.post_norm.weighted import ScaledMoments
+from hf_zip.refit.zipfit import FitOptions
+from tests.models import permuted, random_inputs, randomise, rows
+from tests.test_collect import run
+from tests.texts import bert, sentences, tokenizer
+
+EXACT = {"penalty": 1e-10, "head_penalty": 1e-10}
+SIZES = {"hidden_size": 36, "num_attention_heads": 3, "intermediate_size": 20}
+every_family = pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+
+
+def example(family, seed=0):
+    torch.manual_seed(seed)
+    return randomise(adapter_for(family).example().double().eval(), seed)
+
+
+def fit(models, inputs=96, batch_size=20, **options):
+    models = [model.double() for model in models]
+    adapter = adapter_for(models[0].config.model_type)
+    data = rows(random_inputs(models[0], inputs, seed=9)) if isinstance(inputs, int) else inputs
+    return zipfit_post_norm(
+        models, adapter, data, FitOptions(**options), batch_size, progress=False
+    )
+
+
+def assembled(model, fitted, position=0):
+    """The merged model with one of its heads, loaded strictly into the native class."""
+    config, head = copy.deepcopy(model.config), fitted.heads[position]
+    for key, value in fitted.config.items():
+        setattr(config, key, value)
+    config.num_labels = next(len(part) for name, part in head.items() if name.endswith("bias"))
+    merged = type(model)(config).to(model.dtype).eval()
+    merged.load_state_dict({**fitted.state, **head})
+    return merged
+
+
+def relative_error(model, other):
+    with torch.inference_mode():
+        a, b = (m(**random_inputs(m, 48, seed=4)).logits for m in (model, other))
+    return float((a - b).abs().max() / a.abs().max())
+
+
+def largest_difference(one, other):
+    pairs = zip((one.state, *one.heads), (other.state, *other.heads), strict=True)
+    return max(float((a[name] - b[name]).abs().max()) for a, b in pairs for name in a)
+
+
+@every_family
+@pytest.mark.parametrize("heads", ["auto", "select"])
+def test_one_model_is_returned(family, heads):
+    model = example(family)
+    fitted = fit([model], heads=heads, **EXACT)
+    assert relative_error(model, assembled(model, fitted)) <= 1e-6
+    assert all(share == pytest.approx(1, abs=1e-6) for share in fitted.explained.values())
+
+
+@every_family
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("copied", [permuted, lambda model, seed: model])
+def test_copies_of_a_model_are_merged_to_it(family, copied, copies):
+    model = example(family)
+    models = [model, *(copied(model, seed) for seed in range(1, copies + 1))]
+    fitted = fit(models, **EXACT)
+    assert fitted.config["num_attention_heads"] == model.config.num_attention_heads
+    for position in range(len(models)):
+        assert relative_error(model, assembled(model, fitted, position)) <= 1e-6
+
+
+@every_family
+def test_a_model_whose_gains_are_alike_is_returned_in_another_basis(family, monkeypatch):
+    monkeypatch.setattr(basis, "REDUNDANT", -1.0)  # a zip of one model
+    model = example(family)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.data.fill_(0.7)
+    inputs = random_inputs(model, 128, seed=9)
+    # Half of the words are never seen, but fitted all the same.
+    inputs["input_ids"] = inputs["input_ids"].clamp(max=15)
+    fitted = fit([model], rows(inputs), **EXACT)
+    merged = assembled(model, fitted)
+    assert relative_error(model, merged) <= 1e-4
+    own, other = (next(m.parameters()) for m in (model, merged))
+    assert (own - other).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("size", "heads"), [(0.5, "all"), (1.0, "all"), (1.0, "select"), (2.0, "all")]
+)
+@pytest.mark.parametrize("count", [2, 3])
+def test_different_models_give_a_model_of_the_declared_sizes(size, heads, count):
+    models = [bert(labels=2 + k, seed=k, **SIZES) for k in range(count)]
+    fitted = fit(models, size=size, heads=heads)
+    assert fitted.config == {
+        "hidden_size": 36 * size,
+        "intermediate_size": 20 * size,
+        "num_attention_heads": 3 if heads == "select" else 3 * count,
+    }
+    for position, model in enumerate(models):
+        merged = assembled(model, fitted, position)
+        assert all(parameter.isfinite().all() for parameter in merged.parameters())
+    kinds = [f"layers.{layer}.{part}" for layer in (0, 1) for part in ("attention", "mlp")]
+    assert list(fitted.explained) == ["stream", *kinds]
+
+
+def test_two_models_at_twice_the_size_are_close_to_both():
+    models = [bert(labels=3 + k, seed=k, hidden_size=24) for k in range(2)]
+    fitted = fit(models, inputs=250, size=2.0, **EXACT)
+    assert fitted.explained["stream"] >= 1 - 1e-9
+    assert fitted.explained["layers.1.mlp"] >= 0.8
+    with torch.inference_mode():
+        for position, model in enumerate(models):
+            inputs = random_inputs(model, 200, seed=4)
+            merged = assembled(model, fitted, position)
+            own, other = (m(**inputs).logits.argmax(1) for m in (model, merged))
+            assert (own == other).double().mean() >= 0.8
+
+
+def test_the_mlps_of_a_distilbert_have_the_declared_size():
+    fitted = fit([example("distilbert", 1), example("distilbert", 2)], size=0.5)
+    assert fitted.config == {"hidden_size": 6, "num_attention_heads": 6, "hidden_dim": 10}
+
+
+def test_the_size_of_the_batches_does_not_matter():
+    models = [bert(seed=1), bert(labels=4, seed=2)]
+    one, many = fit(models, inputs=30, batch_size=1), fit(models, inputs=30, batch_size=30)
+    assert largest_difference(one, many) <= 1e-7
+
+
+def test_what_stands_in_the_padding_does_not_matter():
+    models = [bert(seed=1), bert(labels=4, seed=2)]
+    inputs = random_inputs(models[0], 40, seed=9)
+    padding = inputs["attention_mask"] == 0
+    assert padding.any()
+    other = {**inputs, "input_ids": inputs["input_ids"].masked_fill(padding, 7)}
+    assert largest_difference(fit(models, rows(inputs)), fit(models, rows(other))) == 0
+
+
+def test_inputs_without_a_mask_have_no_padding():
+    models = [bert(seed=1), bert(labels=4, seed=2)]
+    ids = random_inputs(models[0], 40, seed=9)["input_ids"]
+    masked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    one, other = fit(models, rows({"input_ids": ids})), fit(models, rows(masked))
+    assert largest_difference(one, other) <= 1e-8
+
+
+def test_streams_on_disk_give_the_same_to_the_last_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    models = [bert(seed=1), bert(labels=4, seed=2)]
+    assert largest_difference(fit(models), fit(models, memory=0.0)) == 0
+    assert not list(tmp_path.iterdir())
+
+
+SCRIPT = """
+import sys, torch
+from hf_zip.adapters import adapter_for
+from hf_zip.collect import make_accelerator
+from hf_zip.refit.post_norm import zipfit_post_norm
+from hf_zip.refit.zipfit import FitOptions
+from tests.models import random_inputs, rows
+from tests.texts import bert
+
+models = [bert(seed=1).double(), bert(labels=4, seed=2).double()]
+accelerator = make_accelerator()
+data = rows(random_inputs(models[0], 70))
+options = FitOptions()
+fitted = zipfit_post_norm(models, adapter_for("bert"), data, options, 16, accelerator, False)
+if accelerator.is_main_process:
+    found = {"state": fitted.state, "heads": fitted.heads, "explained": fitted.explained}
+    torch.save({"processes": accelerator.num_processes, **found}, sys.argv[1])
+if torch.distributed.is_initialized():  # a process that leaves early takes the others down
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_with_unequal_batches_give_the_model_of_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    one, two = (run(script, tmp_path / f"{n}.pt", n) for n in (1, 2))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for a, b in zip((one["state"], *one["heads"]), (two["state"], *two["heads"]), strict=True):
+        for name in a:
+            assert (a[name] - b[name]).abs().max() <= 1e-8 * a[name].abs().max().clamp(min=1), name
+    assert two["explained"] == pytest.approx(one["explained"], abs=1e-10)
+
+
+def test_a_merge_of_texts_is_a_native_model_that_loads_again(tmp_path):
+    models = [bert(seed=1), bert(labels=4, seed=2)]
+    texts = sentences(60, seed=3)
+    result = hf_zip.merge(
+        models, method="zipfit", tasks=["a", "b"], processor=tokenizer(), calibration=texts,
+        out=tmp_path / "merged", progress=False,
+    )  # fmt: skip
+    assert type(result.model) is type(models[0])
+    assert result.model.config.num_attention_heads == 6
+    assert result.model.config.hidden_size == 12
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    given = random_inputs(result.model, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(again(**given).logits, result.model(**given).logits)
+    assert again.config.num_labels == 7
+
+
+def test_few_texts_raise_the_ridge_and_say_so(caplog):
+    models = [bert(seed=1, **SIZES), bert(labels=4, seed=2, **SIZES)]
+    inputs = rows({"input_ids": torch.arange(5, 15).view(2, 5)})
+    with caplog.at_level(logging.WARNING):
+        fitted = fit(models, inputs)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the blocks are fitted on 10 rows for up to 72 features, so the ridge is raised up to 7.2 "
+        "times; give more inputs",
+        "the task head is fitted on 2 rows for up to 36 features, so the ridge is raised up to 18 "
+        "times; give more inputs",
+    ]
+    assert all(parameter.isfinite().all() for parameter in fitted.state.values())
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_inputs_are_refused(count):
+    with pytest.raises(HfZipError, match=rf"given {count} calibration input\(s\); it needs"):
+        fit([bert()], inputs=count)
+
+
+def test_a_size_beyond_all_models_is_refused():
+    with pytest.raises(HfZipError, match=r"size is 2\.5, larger than all 2 models together"):
+        fit([bert(seed=1), bert(seed=2)], size=2.5)
+
+
+def test_models_without_a_task_head_are_refused():
+    with pytest.raises(HfZipError, match="BertModel has no task head"):
+        fit([bert(cls=BertModel)])
+
+
+def test_other_normalisations_are_refused():
+    model = bert()
+    model.bert.embeddings.LayerNorm = nn.RMSNorm(12)
+    with pytest.raises(HfZipError, match=r"embeddings\.LayerNorm is a RMSNorm, but only models"):
+        plain_norm([model], "bert.embeddings.LayerNorm")
+
+
+@torch.no_grad()
+def test_gains_near_zero_do_not_blow_up():
+    model = bert().double()
+    norm = model.bert.embeddings.LayerNorm
+    norm.weight.data = torch.tensor([0.0, -2.0, *[1.0] * 10], dtype=torch.float64)
+    plain = plain_norm([model], "bert.embeddings.LayerNorm")
+    assert plain.gain.tolist() == [0.05, 2.0, *[1.0] * 10]
+    assert torch.equal(plain.bias, norm.bias)
+
+
+def test_scaled_moments_are_those_of_weighted_least_squares():
+    x, y, scale = torch.randn(50, 3).double(), torch.randn(50, 2).double(), torch.rand(50).double()
+    scale = scale + 0.5
+    sums = ScaledMoments(3, 2)
+    sums.update(x[:20], y[:20], scale[:20])
+    sums.update(x[20:], y[20:], scale[20:])
+    weight, bias = sums.moments().fit(penalty=0.0)
+    extended = torch.cat([x, torch.ones(50, 1)], dim=1)
+    expected = torch.linalg.lstsq(extended / scale[:, None], y / scale[:, None]).solution
+    torch.testing.assert_close(torch.cat([weight.T, bias[None]]), expected)
+
+
+def test_equal_scales_weigh_nothing():
+    x, y = torch.randn(50, 3).double(), torch.randn(50, 2).double()
+    scaled, plain = ScaledMoments(3, 2), RegressionMoments(3, 2)
+    scaled.update(x, y, torch.full((50,), 3.0).double())
+    plain.update(x, y)
+    for a, b in zip(scaled.moments().fit(0.1), plain.moments().fit(0.1), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gains_are_fitted_feature_by_feature():
+    x = torch.tensor([[0.0, 1.0, 1.0], [1.0, 2.0, 1.0]])
+    y = torch.tensor([[1.0, 5.0, 3.0], [3.0, 4.0, 3.0]])
+    sums = GainMoments(3)
+    sums.update(x[:1], y[:1])
+    sums.update(x[1:], y[1:])
+    gain, bias = sums.fit()
+    # The second wants a gain of -1, and the third is always the same.
+    torch.testing.assert_close(gain, torch.tensor([2.0, SMALLEST, SMALLEST]).double())
+    torch.testing.assert_close(
+        bias, torch.tensor([1.0, 4.5 - 1.5 * SMALLEST, 3 - SMALLEST]).double()
+    )
+
+
+@pytest.mark.parametrize("sizes", [[4], [4, 3], [4, 1], [3, 2, 2]])
+def test_places_that_are_sums_are_split_into_them(sizes):
+    tables = [torch.randn(size, 5).double() for size in sizes]
+    places = tables[0]
+    for table in tables[1:]:
+        places = (places[:, None] + table).flatten(0, 1)
+    counts = torch.ones(len(places)).double()
+    found = split_places(places, counts, sizes)
+    total = found[0]
+    for table in found[1:]:
+        total = (total[:, None] + table).flatten(0, 1)
+    torch.testing.assert_close(total, places)
+
+
+def test_places_that_are_seen_decide_what_the_parts_are():
+    places = torch.randn(4 * 2, 5).double()
+    counts = torch.tensor([3.0, 0.0] * 4).double()  # the second part is always its first row
+    positions, types = split_places(places, counts, [4, 2])
+    torch.testing.assert_close(positions + types[0], places[::2], rtol=0, atol=1e-3)
