@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from hf_zip.adapters import Adapter, adapter_for
-from hf_zip.canonical import obstacle
 from hf_zip.compatibility import (
     Finding,
     both,
@@ -17,6 +16,7 @@ from hf_zip.compatibility import (
     refused,
 )
 from hf_zip.errors import HfZipError
+from hf_zip.methods import method_named
 from hf_zip.similarity import ROLES, Initialisation, PairSimilarity, initialisation, similarities
 from hf_zip.sources import Source
 from hf_zip.tasks import Task, labels_of, says_nothing
@@ -172,7 +172,7 @@ def _identical(sources: Sequence[Source]) -> Iterator[Finding]:
 
 def _for_unrelated(adapter: Adapter) -> tuple[str, str]:
     """The method for models whose weights are unrelated, and its way."""
-    if obstacle(adapter):
+    if method_named("zipfit").requires.form_obstacle(adapter):
         return "permute", "first matches the features of the models"
     return "zipfit", "solves every layer again for what the models do"
 

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from hf_zip.accuracy import check_apart
 from hf_zip.adapters import Adapter, adapter_for
-from hf_zip.canonical import check_canonical
 from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import description_of
@@ -119,8 +118,7 @@ def prepare(
     )
     sources = request.load_sources()
     adapter = adapter_for(sources[0].model.config.model_type)
-    if method.requires.form_obstacle(adapter):
-        check_canonical(adapter)
+    method.requires.check_form(adapter)
     heads = head_names(sources[0].model, adapter)
     _check_rows(sources, adapter)
     tasks = resolve_tasks(sources, force) if heads else ()

@@ -46,8 +46,8 @@ class Texts:
 
     def rows(self, chosen: Sequence[int]) -> "Texts":
         """Returns some of the texts."""
-        texts, labels = (tuple(part[i] for i in chosen) for part in (self.texts, self.labels))
-        return Texts(texts, labels, self.names)
+        texts = tuple(self.texts[i] for i in chosen)
+        return Texts(texts, tuple(self.labels[i] for i in chosen), self.names)
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,11 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
 def read_texts(path: Path) -> Texts:
     """Reads a parquet file."""
     rows = Dataset.from_parquet(str(path))
-    texts, labels, feature = rows["text"][:], rows["label"][:], rows.features["label"]
+    texts, labels, feature = tuple(map(str, rows["text"])), rows["label"][:], rows.features["label"]
     if isinstance(feature, ClassLabel):
-        return Texts(tuple(texts), tuple(labels), tuple(feature.names))
-    names = sorted({str(label) for label in labels})
-    return Texts(tuple(texts), tuple(names.index(str(label)) for label in labels), tuple(names))
+        return Texts(texts, tuple(map(int, labels)), tuple(feature.names))
+    names = sorted(map(str, set(labels)))
+    return Texts(texts, tuple(names.index(str(label)) for label in labels), tuple(names))
 
 
 def split_validation(texts: Texts) -> tuple[Texts, Texts]:

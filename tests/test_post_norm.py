@@ -250,6 +250,11 @@ def test_models_without_a_task_head_are_refused():
         fit([bert(cls=BertModel)])
 
 
+def test_projected_embeddings_are_refused():
+    with pytest.raises(HfZipError, match=r"embeddings_project of 'electra' projects .* use 'permu"):
+        fit([example("electra")])
+
+
 def test_other_normalisations_are_refused():
     model = bert()
     model.bert.embeddings.LayerNorm = nn.RMSNorm(12)

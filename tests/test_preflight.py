@@ -362,11 +362,17 @@ def test_sources_are_left_as_they_are():
 
 def test_models_that_cannot_be_refitted_are_to_be_permuted():
     torch.manual_seed(0)
-    found = check(bert(), bert(), processors=[None, None])
+    models = [adapter_for("electra").example() for _ in range(2)]
+    found = check(*models, processors=[None, None])
     assert found.initialisation == "different"
     assert found.suggestion.startswith("permute: ")
     with pytest.raises(HfZipError, match=r"Use permute, which first matches the features"):
-        check(bert(), bert(), processors=[None, None], needs_shared_init=True)
+        check(*models, processors=[None, None], needs_shared_init=True)
+
+
+def test_text_models_that_are_unrelated_are_to_be_refitted():
+    torch.manual_seed(0)
+    assert check(bert(), bert(), processors=[None, None]).suggestion.startswith("zipfit: ")
 
 
 def test_shapes_under_names_of_the_family_are_reported_once():

@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import State, align, mean
-from hf_zip.canonical import obstacle
+from hf_zip.canonical import check_canonical, obstacle
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.groups import MergeGroup
 from hf_zip.match import Matching
 from hf_zip.refit.head import refit_heads
 from hf_zip.refit.mapped import refit_mapped
+from hf_zip.refit.post_norm import check_post_norm, post_norm_obstacle
 from hf_zip.refit.repair import repair
 from hf_zip.refit.walk import RidgeOptions
 from hf_zip.registry import discover
@@ -45,10 +46,20 @@ class Requires:
 
     def form_obstacle(self, adapter: Adapter) -> str:
         """Returns why a family's models lack the form that is needed; nothing if they have it."""
-        fits = self.or_post_norm and not (adapter.pre_norm or adapter.embedding_projection)
-        if fits or not self.canonical:
-            return ""
-        return obstacle(adapter)
+        if self.or_post_norm and not adapter.pre_norm:
+            return post_norm_obstacle(adapter)
+        return obstacle(adapter) if self.canonical else ""
+
+    def check_form(self, adapter: Adapter) -> None:
+        """Checks that a family's models have the form that is needed.
+
+        Raises:
+            HfZipError: They have not.
+        """
+        if self.or_post_norm and not adapter.pre_norm:
+            check_post_norm(adapter)
+        elif self.canonical:
+            check_canonical(adapter)
 
 
 @dataclass(frozen=True)

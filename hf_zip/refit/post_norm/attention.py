@@ -121,9 +121,9 @@ def _attend(
     """The contexts of all heads at real tokens; padding is not attended to."""
     weights = [part.to(stream) for part in (heads.query, heads.key, heads.value)]
     biases = (heads.query_bias.to(stream), None, None)
-    projected = [
+    query, key, value = (
         linear(stream, weight, bias).unflatten(-1, (heads.count, -1)).transpose(1, 2)
         for weight, bias in zip(weights, biases, strict=True)
-    ]
-    attended = scaled_dot_product_attention(*projected, attn_mask=real[:, None, None, :])
+    )
+    attended = scaled_dot_product_attention(query, key, value, attn_mask=real[:, None, None, :])
     return attended.transpose(1, 2).flatten(2)[real]

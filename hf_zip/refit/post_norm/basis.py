@@ -43,7 +43,8 @@ def plain_norm(teachers: Sequence[PreTrainedModel], name: str) -> Plain:
     Raises:
         HfZipError: It is no LayerNorm.
     """
-    gains, biases = [], []
+    gains: list[Tensor] = []
+    biases: list[Tensor] = []
     for teacher in teachers:
         norm = teacher.get_submodule(name)
         if not isinstance(norm, nn.LayerNorm):

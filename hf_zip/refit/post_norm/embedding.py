@@ -153,13 +153,14 @@ def fit_tables(
         fixed, chunk = seen[other], max(1, ELEMENTS // len(seen[other]))
         rows = []
         for chosen in torch.arange(len(found[own])).split(chunk):
-            wanted = sum(
+            shares = [
                 (mine[chosen][:, None] + others[fixed])
                 / part.scales(left[chosen], right[fixed])[..., None]
                 for part, mine, others, left, right in zip(
                     sums, mapped[own], mapped[other], sides[own], sides[other], strict=True
                 )
-            )
+            ]
+            wanted = torch.stack(shares).sum(dim=0)
             wanted = layer_norm(wanted, wanted.shape[-1:])
             size = (wanted * (found[own][chosen][:, None] + found[other][fixed])).mean(dim=-1)
             lacking = size[..., None] * wanted - found[other][fixed]

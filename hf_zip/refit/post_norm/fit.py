@@ -24,6 +24,7 @@ from hf_zip.refit.held import Held
 from hf_zip.refit.post_norm.attention import fit_attention, read_teachers
 from hf_zip.refit.post_norm.basis import choose_basis, plain_norm
 from hf_zip.refit.post_norm.embedding import fit_embeddings
+from hf_zip.refit.post_norm.form import check_post_norm
 from hf_zip.refit.post_norm.mlp import fit_mlp
 from hf_zip.refit.post_norm.pooler import fit_poolers
 from hf_zip.refit.post_norm.running import embedded, make_batch
@@ -149,6 +150,7 @@ def _kept_units(
 
 
 def _check(model: PreTrainedModel, adapter: Adapter) -> None:
+    check_post_norm(adapter)
     if not head_names(model, adapter):
         raise HfZipError(
             f"{type(model).__name__} has no task head, which a refit needs: it is where models "
