@@ -55,7 +55,7 @@ def assemble_merge(
 
     def build(depth: int) -> Built:
         dtype = getattr(torch, recipe.dtype)
-        return build_model(merged, prepared, record, some(depth), unmerge, dtype)
+        return build_model(merged, prepared, record, some(depth), dtype, unmerge)
 
     if recipe.stop_at != "auto":
         depth = count if recipe.stop_at is None else recipe.stop_at
@@ -84,8 +84,8 @@ def build_model(
     prepared: Prepared,
     record: Mapping[str, Any],
     depth: int | None,
-    unmerge: Unmerge,
     dtype: torch.dtype,
+    unmerge: Unmerge = "ridge",
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """Returns the merged model, native or partial, and what its tails explain of their sources."""
     if depth is None:

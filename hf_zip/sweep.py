@@ -94,7 +94,7 @@ def _by_depth(
     merged = run_method(method, prepared, options)
     return {
         f"{method.name}, {depth} of {count} blocks": build_model(
-            merged, prepared, {}, None if depth == count else depth, unmerge, torch.float32
+            merged, prepared, {}, None if depth == count else depth, torch.float32, unmerge
         )[0]
         for depth in chosen
     }
@@ -108,7 +108,7 @@ def _by_size(
         options = build(method.options, {**recipe.parameters, "size": size}, "parameters")
         merged = run_method(method, prepared, options)
         models[f"{method.name}, size {size:g}"] = build_model(
-            merged, prepared, {}, None, "ridge", torch.float32
+            merged, prepared, {}, None, torch.float32
         )[0]
     return models
 
