@@ -58,9 +58,7 @@ def merge(method, models):
     runtime = replace(prepared.inputs.runtime, calibration=calibration)
     prepared = replace(prepared, inputs=replace(prepared.inputs, runtime=runtime))
     options = build(method.options, LOSSLESS.get(method.name, {}), "parameters")
-    return build_model(
-        run_method(method, prepared, options), prepared, {}, None, "ridge", torch.float32
-    )[0]
+    return build_model(run_method(method, prepared, options), prepared, {}, None, torch.float32)[0]
 
 
 def relative_error(model, other):
