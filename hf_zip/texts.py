@@ -153,7 +153,7 @@ class Tokens(Part):
 
 def tokenize(
     tokenizer: Any,
-    texts: Sequence[Sequence[str]],
+    texts: Sequence[Sequence[Any]],
     length: int,
     name: str,
     rows: Sequence[int],
