@@ -33,11 +33,12 @@ def tables(name: str, record: Mapping[str, Any]) -> list[str]:
     """Returns one data set's results as lines of Markdown."""
     groups, setting, images = record["groups"], record["setting"], record["images"]
     seconds = mean(trained["seconds"] for group in groups for trained in group["parents"])
+    parents = "1 group" if len(groups) == 1 else f"{len(groups)} groups"
     used = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
     lines = [
         f"## {name}",
         "",
-        f"{len(groups)} groups of parents; width {setting['width']}, {setting['layers']} blocks, "
+        f"{parents} of parents; width {setting['width']}, {setting['layers']} blocks, "
         f"{setting['heads']} heads, patches of {setting['patch']} pixels; {setting['epochs']} "
         f"epochs, {seconds:.0f} seconds per parent; {images['training']} training, "
         f"{images['validation']} validation and {images['test']} test images of all tasks "
