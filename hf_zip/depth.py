@@ -154,13 +154,8 @@ def choose_depth(curve: Sequence[Depth], budget: Budget, one_source: int) -> Dep
         one_source: Number of parameters of one source.
 
     Raises:
-        HfZipError: The budget says nothing, or no depth fits it.
+        HfZipError: No depth fits the budget.
     """
-    if budget.parameters is None and budget.explained is None:
-        raise HfZipError(
-            "stop_at: auto needs a budget, such as 'budget: {parameters: 1.5}' (times the "
-            "parameters of one source), 'budget: {explained: 0.95}' or 'budget: {points: 1.0}'"
-        )
     fit = affordable(curve, budget, one_source)
     # Less sharing keeps more, so a limit on size asks for the shallowest depth that meets it.
     return fit[-1] if budget.parameters is None else fit[0]

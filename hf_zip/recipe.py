@@ -173,6 +173,11 @@ class Recipe:
             raise HfZipError(
                 f"a budget chooses the depth, but stop_at is {self.stop_at}; use stop_at: auto"
             )
+        if self.stop_at == "auto" and self.budget in (None, Budget()):
+            raise HfZipError(
+                "stop_at: auto needs a budget, such as 'budget: {parameters: 1.5}' (times the "
+                "parameters of one source), 'budget: {explained: 0.95}' or 'budget: {points: 1.0}'"
+            )
         _at_least("seed", self.seed, 0)
         if isinstance(self.stop_at, int):
             _at_least("stop_at", self.stop_at, 0)

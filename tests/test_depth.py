@@ -60,7 +60,6 @@ def test_a_budget_chooses_by_hand(budget, blocks):
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (Budget(), "stop_at: auto needs a budget"),
         (Budget(parameters=0.5), "no depth fits the budget; there are 0 blocks: 2.00 times"),
         (Budget(parameters=1.0, explained=0.9), "no depth fits the budget"),
     ],
@@ -125,6 +124,8 @@ def test_too_few_inputs_to_hold_some_out_are_refused(parents):
     [
         ({"stop_at": 1, "budget": {"parameters": 1.0}}, "but stop_at is 1; use stop_at: auto"),
         ({"stop_at": "deep"}, "unknown stop_at 'deep'"),
+        ({"stop_at": "auto"}, "stop_at: auto needs a budget, such as"),
+        ({"stop_at": "auto", "budget": {}}, "stop_at: auto needs a budget, such as"),
         ({"stop_at": "auto", "budget": {"parameters": 0}}, "budget.parameters is 0.0; it should"),
         ({"stop_at": "auto", "budget": {"explained": 2}}, "budget.explained is 2.0; it should"),
     ],
