@@ -206,24 +206,53 @@ class Call:
 
 
 @torch.no_grad()
-def first_call(model: nn.Module, module: str, batch: Mapping[str, Tensor]) -> tuple[Tensor, Call]:
-    """Returns with what a forward calls a module for the first time: first argument, and others."""
-    seen: list[tuple[Tensor, Call]] = []
+def first_call(model: nn.Module, block: str, batch: Mapping[str, Tensor]) -> tuple[Tensor, Call]:
+    """Returns with what a forward calls its first block: first argument, and others.
 
-    def keep(_: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    Args:
+        model: The model; its blocks do not run.
+        block: Full name of the first block.
+        batch: Arguments of the model.
+    """
+    recorder = _Recorder()
+    with in_place_of_blocks(model, block.rpartition(".")[0], recorder):
+        model(**batch)
+    return recorder.calls[0]
+
+
+@contextmanager
+def in_place_of_blocks(model: nn.Module, layers: str, module: nn.Module) -> Iterator[None]:
+    """Has a model run another module instead of its blocks.
+
+    Args:
+        model: The model; its blocks are back in the end.
+        layers: Full name of the list of its blocks.
+        module: Takes what a block takes and gives a stream.
+    """
+    blocks = model.get_submodule(layers)
+    model.set_submodule(layers, nn.ModuleList([module]))
+    try:
+        yield
+    finally:
+        model.set_submodule(layers, blocks)
+
+
+class _Recorder(nn.Module):
+    """Keeps what it is called with, and gives the first of it back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, Call]] = []
+
+    def forward(self, *given: Any, **keywords: Any) -> Tensor:
         if given:
-            seen.append((given[0], Call(given[1:], keywords)))
+            first, call = given[0], Call(given[1:], keywords)
         else:
             name = next(iter(keywords))
-            rest = {key: value for key, value in keywords.items() if key != name}
-            seen.append((keywords[name], Call((), rest, name)))
-
-    handle = model.get_submodule(module).register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        model(**batch)
-    finally:
-        handle.remove()
-    return seen[0]
+            first = keywords[name]
+            call = Call((), {key: x for key, x in keywords.items() if key != name}, name)
+        self.calls.append((first, call))
+        return first
 
 
 def _hook(module: nn.Module, tap: Tap, seen: dict[Tap, Tensor], mask: Tensor | None) -> Any:

@@ -1,7 +1,7 @@
 """The task heads of the merged model, regressed to the teachers' logits."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
-from hf_zip.collect import observe
+from hf_zip.collect import in_place_of_blocks, observe
 from hf_zip.groups import Tap, base_name, head_names
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.work import Work
@@ -80,8 +80,7 @@ def split_heads(
     return heads
 
 
-@contextmanager
-def replayed(model: PreTrainedModel, layers: str, stream: Tensor) -> Iterator[None]:
+def replayed(model: PreTrainedModel, layers: str, stream: Tensor) -> AbstractContextManager[None]:
     """Has a model take its stream after the blocks from here, instead of running them.
 
     Args:
@@ -89,12 +88,7 @@ def replayed(model: PreTrainedModel, layers: str, stream: Tensor) -> Iterator[No
         layers: Full name of the list of its blocks.
         stream: The stream.
     """
-    blocks = model.get_submodule(layers)
-    model.set_submodule(layers, nn.ModuleList([_Replay(stream)]))
-    try:
-        yield
-    finally:
-        model.set_submodule(layers, blocks)
+    return in_place_of_blocks(model, layers, _Replay(stream))
 
 
 class _Replay(nn.Module):
