@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from hf_zip.errors import HfZipError
+from hf_zip.kinds import Kind, head_kind
 from hf_zip.sources import Source
 
 _SAYS_NOTHING = re.compile(r"LABEL_\d+")
@@ -22,6 +23,7 @@ class Task:
         start: Its first row in the merged head.
         members: Positions of the sources that were trained on it.
         rows: For each member, which row of the member's own head holds each label.
+        kind: What the members' heads answer.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Task:
     start: int
     members: tuple[int, ...]
     rows: tuple[tuple[int, ...], ...]
+    kind: Kind = "classification"
 
     @property
     def stop(self) -> int:
@@ -96,7 +99,8 @@ def resolve_tasks(sources: Sequence[Source], force: bool = False) -> tuple[Task,
     for name, labels in named.items():
         shown = tuple(f"{name}/{x}" if apart[name] or x in clashes else x for x in labels)
         rows = tuple(_rows(labels, labels_of(sources[i].model.config)) for i in members[name])
-        tasks.append(Task(name, shown, start, tuple(members[name]), rows))
+        kind = _common_kind(name, [sources[i] for i in members[name]])
+        tasks.append(Task(name, shown, start, tuple(members[name]), rows, kind))
         start += len(labels)
     return tuple(tasks)
 
@@ -105,9 +109,10 @@ def _task_name(sources: Sequence[Source], position: int, members: dict[str, list
     source = sources[position]
     if source.task is not None:
         return source.task
-    labels = labels_of(source.model.config)
+    labels, kind = labels_of(source.model.config), head_kind(source.model)
     for name, who in members.items():
-        same = set(labels_of(sources[who[0]].model.config)) == set(labels)
+        other = sources[who[0]].model
+        same = set(labels_of(other.config)) == set(labels) and head_kind(other) == kind
         if same and sources[who[0]].task is None and not says_nothing(labels):
             return name
     name = source.name or f"task_{position}"
@@ -132,6 +137,18 @@ def _common_labels(name: str, sources: Sequence[Source]) -> tuple[str, ...]:
                 f"{sources[0].reference!r} and {source.reference!r} share task {name!r} and repeat "
                 "labels in different orders, so their rows cannot be matched; give every label a "
                 "name of its own in id2label"
+            )
+    return first
+
+
+def _common_kind(name: str, sources: Sequence[Source]) -> Kind:
+    first, *others = (head_kind(source.model) for source in sources)
+    for source, kind in zip(sources[1:], others, strict=True):
+        if kind != first:
+            raise HfZipError(
+                f"{sources[0].reference!r} and {source.reference!r} are both given as task "
+                f"{name!r}, but their heads answer different questions, {first} and {kind} (by "
+                "their class and the problem_type of their config). Give them different tasks"
             )
     return first
 

@@ -144,3 +144,18 @@ def test_labels_in_the_order_of_their_rows():
 )
 def test_what_says_nothing(labels, nothing):
     assert says_nothing(labels) is nothing
+
+
+def test_models_of_one_task_have_heads_of_one_kind():
+    one, two = source("ab", task="t", name="one"), source("ab", task="t", name="two")
+    two.model.config.problem_type = "regression"
+    with pytest.raises(HfZipError, match="different questions, classification and regression"):
+        resolve(one, two)
+
+
+def test_tasks_say_what_their_heads_answer():
+    score = source("a", name="score")
+    assert [task.kind for task in resolve(source("xy", name="one"), score)] == [
+        "classification",
+        "regression",
+    ]

@@ -1,0 +1,56 @@
+"""What kind of question the head of a model answers."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+Kind = Literal[
+    "classification",
+    "multi-label-classification",
+    "regression",
+    "token-classification",
+    "question-answering",
+    "masked-lm",
+    "features",
+    "other",
+]
+
+_BY_MAPPING: Mapping[Kind, tuple[Mapping[str, Any], ...]] = {
+    "classification": (
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    "token-classification": (modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,),
+    "question-answering": (modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,),
+    "masked-lm": (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,),
+    "features": (modeling_auto.MODEL_MAPPING_NAMES,),
+}
+
+
+def head_kind(model: PreTrainedModel) -> Kind:
+    """Returns the kind of a model's head, by its class and, of classifiers, by its config.
+
+    Models without a head give features; heads of a kind that transformers' auto classes do not
+    tell are "other".
+    """
+    name = type(model).__name__
+    for kind, mappings in _BY_MAPPING.items():
+        if any(name in _flat(mapping.values()) for mapping in mappings):
+            return _answer(model.config) if kind == "classification" else kind
+    return "other"
+
+
+def _answer(config: PretrainedConfig) -> Kind:
+    """What a classifier's rows are, told as its loss tells it."""
+    problem = config.problem_type
+    if problem == "regression" or (problem is None and config.num_labels == 1):
+        return "regression"
+    several = problem == "multi_label_classification"
+    return "multi-label-classification" if several else "classification"
+
+
+def _flat(names: Iterable[str | tuple[str, ...]]) -> list[str]:
+    return [name for entry in names for name in ([entry] if isinstance(entry, str) else entry)]

@@ -1,0 +1,42 @@
+import pytest
+import transformers
+
+from hf_zip.kinds import head_kind
+from tests.models import vit
+from tests.texts import bert
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("BertForSequenceClassification", "classification"),
+        ("BertForTokenClassification", "token-classification"),
+        ("BertForQuestionAnswering", "question-answering"),
+        ("BertForMaskedLM", "masked-lm"),
+        ("BertModel", "features"),
+        ("BertForNextSentencePrediction", "other"),
+    ],
+)
+def test_the_class_tells_what_a_head_answers(name, kind):
+    assert head_kind(bert(cls=getattr(transformers, name))) == kind
+
+
+def test_classes_that_share_an_entry_of_the_auto_classes_are_told():
+    config = transformers.DeiTConfig(
+        hidden_size=12, num_hidden_layers=1, num_attention_heads=3, intermediate_size=8
+    )
+    assert head_kind(transformers.DeiTForImageClassificationWithTeacher(config)) == "classification"
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem", "kind"),
+    [
+        (3, None, "classification"),
+        (1, None, "regression"),
+        (3, "regression", "regression"),
+        (3, "multi_label_classification", "multi-label-classification"),
+    ],
+)
+def test_the_config_tells_what_the_rows_of_a_classifier_are(labels, problem, kind):
+    assert head_kind(bert(labels=labels, problem_type=problem)) == kind
+    assert head_kind(vit(labels=labels, problem_type=problem)) == kind
