@@ -42,7 +42,7 @@ def check_canonical(adapter: Adapter) -> None:
         )
 
 
-def canonical(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+def canonical(model: PreTrainedModel, adapter: Adapter, to_the_end: bool = True) -> PreTrainedModel:
     """Returns a copy that computes the same with plain normalisations and a centred stream.
 
     Gain and bias of every LayerNorm are folded into the linear layers that read it, so that it only
@@ -51,8 +51,9 @@ def canonical(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     without a bias get one. The arithmetic is float64.
 
     Args:
-        model: A pre-norm model with a task head; left unchanged.
+        model: A pre-norm model, with a task head where the form goes to the end; left unchanged.
         adapter: Its family's table.
+        to_the_end: Fold the normalisations after the blocks as well; else they stay as they are.
 
     Raises:
         HfZipError: The family has no canonical form, the model has no task head, or its stream is
@@ -62,8 +63,7 @@ def canonical(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     """
     check_canonical(adapter)
     changed = copy.deepcopy(model)
-    heads = head_names(changed, adapter)
-    if not heads:
+    if to_the_end and not head_names(changed, adapter):
         raise HfZipError(
             f"{type(model).__name__} has no task head; its last normalisation cannot be folded "
             "into one"
@@ -75,7 +75,7 @@ def canonical(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             _fold(changed, block.mlp_norm, (block.mlp_in,))
             _fold_scale(changed, block.attention_scale, block.output)
             _fold_scale(changed, block.mlp_scale, block.mlp_out)
-        for norm in _last_norms(changed, adapter):
+        for norm in _last_norms(changed, adapter) if to_the_end else ():
             _fold(changed, norm, outer_readers(changed, adapter))
         for axis in stream_writers(changed, adapter):
             parameter = changed.get_parameter(axis.parameter)

@@ -7,7 +7,12 @@ import tempfile
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertModel,
+)
 
 import hf_zip
 from hf_zip.adapters import adapter_for
@@ -245,9 +250,17 @@ def test_a_size_beyond_all_models_is_refused():
         fit([bert(seed=1), bert(seed=2)], size=2.5)
 
 
-def test_models_without_a_task_head_are_refused():
-    with pytest.raises(HfZipError, match="BertModel has no task head"):
-        fit([bert(cls=BertModel)])
+@pytest.mark.parametrize(
+    ("cls", "reader"),
+    [
+        (BertModel, "pooler.dense"),
+        (BertForQuestionAnswering, "qa_outputs"),
+        (BertForMaskedLM, "cls.predictions.transform.dense"),
+    ],
+)
+def test_outputs_that_are_no_task_heads_are_refused(cls, reader):
+    with pytest.raises(HfZipError, match=f"{reader} of {cls.__name__} reads the stream and has no"):
+        fit([bert(labels=2, cls=cls)])
 
 
 def test_projected_embeddings_are_refused():

@@ -18,7 +18,7 @@ from hf_zip.refit.work import Work
 def fit_readout(
     work: Work, adapter: Adapter, loader: Iterable[Mapping[str, Tensor]], penalty: float
 ) -> tuple[dict[str, Tensor], ...]:
-    """Returns for each teacher the parameters of a head on the merged features.
+    """Returns for each teacher the parameters of a head on the merged features, if it has one.
 
     The heads are fitted to the teachers' logits on what the merged model's head reads. What comes
     after the blocks is run on the streams as they are held, so that no block runs again.
@@ -30,6 +30,8 @@ def fit_readout(
         penalty: Ridge of the fits.
     """
     names, count = head_names(work.student, adapter), len(work.teachers)
+    if not names:
+        return tuple({} for _ in work.teachers)
     layers = base_name(work.student, adapter, adapter.layers)
     inputs = [Tap(name, "input") for name in names]
     outputs = [Tap(name, "output") for name in names]

@@ -18,7 +18,14 @@ from hf_zip.align import along
 from hf_zip.canonical import canonical, stream_writers
 from hf_zip.collect import make_accelerator, make_loader
 from hf_zip.errors import HfZipError
-from hf_zip.groups import Block, base_name, blocks, head_names, merge_groups
+from hf_zip.groups import (
+    Block,
+    base_name,
+    blocks,
+    head_names,
+    merge_groups,
+    outer_readers,
+)
 from hf_zip.refit.held import Held
 from hf_zip.refit.readout import fit_readout
 from hf_zip.refit.shape import Shape
@@ -109,7 +116,7 @@ def make_setting(
     """Returns what a refit runs on, with copies of pre-norm models in canonical form.
 
     Args:
-        models: Models of one class with task heads; left unchanged, but on another device.
+        models: Models of one class; left unchanged, but on another device.
         adapter: Their family's table.
         inputs: A map-style data set of keyword arguments, the same for all models.
         batch_size: Inputs per forward.
@@ -117,10 +124,11 @@ def make_setting(
         progress: Show progress bars, on the main process.
 
     Raises:
-        HfZipError: There are fewer than two inputs, or the models are not pre-norm, have no head or
-            add something to the scores of their attention.
+        HfZipError: There are fewer than two inputs, or the models add something to the scores of
+            their attention or read their stream by something else than task heads.
     """
     check_scores(models[0], adapter)
+    check_outputs(models[0], adapter)
     if len(inputs) < 2:
         raise HfZipError(
             f"the refit is given {len(inputs)} calibration input(s); it needs at least two "
@@ -129,7 +137,8 @@ def make_setting(
     accelerator = accelerator or make_accelerator()
     if adapter.pre_norm:
         # Where they ran there may be no float64, which the canonical form takes.
-        models = [canonical(model.cpu(), adapter) for model in models]
+        with_heads = bool(head_names(models[0], adapter))
+        models = [canonical(model.cpu(), adapter, to_the_end=with_heads) for model in models]
     return Setting(
         teachers=tuple(model.to(accelerator.device).eval() for model in models),
         adapter=adapter,
@@ -157,6 +166,26 @@ def check_scores(model: PreTrainedModel, adapter: Adapter) -> None:
             raise HfZipError(
                 f"{axis.parameter} adds to the scores of the attention, which no refit of the "
                 "layers takes into account; use 'permute', 'zipit' or 'rotate' without one"
+            )
+
+
+def check_outputs(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Checks that nothing but blocks, task heads and what feeds these reads a model's stream.
+
+    Args:
+        model: One of the models.
+        adapter: Their family's table.
+
+    Raises:
+        HfZipError: Something does.
+    """
+    heads = head_names(model, adapter)
+    feeding = [pooler.dense for pooler in adapter.poolers if set(pooler.readers) & set(heads)]
+    for reader in outer_readers(model, adapter):
+        if reader not in heads and not reader.endswith(tuple(feeding)):
+            raise HfZipError(
+                f"{reader} of {type(model).__name__} reads the stream and has no row per label, "
+                "and nothing but such heads is refitted; use 'permute' or 'zipit'"
             )
 
 
@@ -208,10 +237,10 @@ def fit_model(
             accelerator=accelerator,
         )
         if accelerator.is_main_process:
-            warn_of_few_rows(
-                ("the blocks are", work.num_rows, max(shape.width, shape.units, num_contexts)),
-                ("the task head is", setting.num_inputs, shape.width),
-            )
+            features = max(shape.width, shape.units, num_contexts)
+            warn_of_few_rows("the blocks are", work.num_rows, features)
+            if head_names(student, adapter):
+                warn_of_few_rows("the task head is", setting.num_inputs, shape.width)
         for position, layer in enumerate(setting.bar(setting.layers, "fitting blocks")):
             for part, share in fit(work, layer).items():
                 explained[f"layers.{position}.{part}"] = share
@@ -240,6 +269,9 @@ def plain_student(
         setattr(config, key, value)
     with torch.random.fork_rng(devices=[]):
         student = type(teacher)(config)
+    for name, _ in list(student.named_children()):
+        if getattr(teacher, name) is None:  # left out when it was made, or left to a head
+            setattr(student, name, None)
     for module in student.modules():
         if isinstance(module, nn.LayerNorm):
             module.weight.fill_(1)
@@ -285,15 +317,14 @@ def _hold_embeddings(
     return count, num_tokens
 
 
-def warn_of_few_rows(*fits: tuple[str, int, int]) -> None:
-    """Warns of fits with fewer rows than features; each is what is fitted, rows and features."""
-    for what, rows, features in fits:
-        if rows < features:
-            logger.warning(
-                "%s fitted on %s rows for up to %s features, so the ridge is raised up to %.3g "
-                "times; give more inputs",
-                what,
-                rows,
-                features,
-                features / rows,
-            )
+def warn_of_few_rows(what: str, rows: int, features: int) -> None:
+    """Warns of a fit with fewer rows than features."""
+    if rows < features:
+        logger.warning(
+            "%s fitted on %s rows for up to %s features, so the ridge is raised up to %.3g times; "
+            "give more inputs",
+            what,
+            rows,
+            features,
+            features / rows,
+        )

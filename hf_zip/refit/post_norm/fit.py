@@ -17,7 +17,6 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
-from hf_zip.errors import HfZipError
 from hf_zip.groups import Block, base_name, head_names
 from hf_zip.refit.block import choose_units, keep_heads, lower_heads
 from hf_zip.refit.held import Held
@@ -55,7 +54,7 @@ def zipfit_post_norm(
     features, where all of this is exact. Padding enters no fit.
 
     Args:
-        models: The teachers, post-norm models of one class with task heads; left unchanged.
+        models: The teachers, post-norm models of one class; left unchanged.
         adapter: Their family's table.
         inputs: A map-style data set of keyword arguments, the same for all teachers.
         options: How to fit.
@@ -65,11 +64,11 @@ def zipfit_post_norm(
 
     Raises:
         HfZipError: There are fewer than two inputs or all are the same, the sizes do not divide
-            into heads or are larger than all models together, or the models have no head, no
-            LayerNorm, or embeddings that are projected to the stream.
+            into heads or are larger than all models together, or the models have no LayerNorm,
+            embeddings that are projected to the stream, or outputs that are not task heads.
     """
     options.check_size(len(models))
-    _check(models[0], adapter)
+    check_post_norm(adapter)
     setting = make_setting(models, adapter, inputs, batch_size, accelerator, progress)
     teachers, layers = setting.teachers, setting.layers
     batches = tuple(make_batch(teachers[0], layers[0], given) for given in setting.loader)
@@ -101,7 +100,7 @@ def zipfit_post_norm(
             basis=basis,
         )
         if setting.accelerator.is_main_process:
-            _warn(work, layers[0], setting.num_inputs)
+            _warn(work, adapter, layers[0], setting.num_inputs)
         for batch, given in enumerate(batches):
             held["teachers", batch] = torch.cat(embedded(teachers, layers[0], given), dim=-1)
         fit_embeddings(work, adapter, layers[0], first)
@@ -149,25 +148,15 @@ def _kept_units(
     return torch.cat(parts, dim=1)
 
 
-def _check(model: PreTrainedModel, adapter: Adapter) -> None:
-    check_post_norm(adapter)
-    if not head_names(model, adapter):
-        raise HfZipError(
-            f"{type(model).__name__} has no task head, which a refit needs: it is where models "
-            "say what their stream is for; give models with one"
-        )
-
-
 def _keep_norms(student: PreTrainedModel, teacher: PreTrainedModel, names: Sequence[str]) -> None:
     """Gives the merged model a teacher's normalisations."""
     for name in names:
         student.get_submodule(name).load_state_dict(teacher.get_submodule(name).state_dict())
 
 
-def _warn(work: PostNormWork, layer: Block, num_inputs: int) -> None:
+def _warn(work: PostNormWork, adapter: Adapter, layer: Block, num_inputs: int) -> None:
     contexts = len(work.teachers) * work.teachers[0].get_submodule(layer.output).in_features
     features = max(work.matrix.shape[1], work.shape.units, contexts)
-    warn_of_few_rows(
-        ("the blocks are", work.num_rows, features),
-        ("the task head is", num_inputs, work.shape.width),
-    )
+    warn_of_few_rows("the blocks are", work.num_rows, features)
+    if head_names(work.student, adapter):
+        warn_of_few_rows("the task head is", num_inputs, work.shape.width)
