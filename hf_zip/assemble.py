@@ -111,6 +111,16 @@ def set_labels(config: PretrainedConfig, labels: Sequence[str]) -> None:
     config.label2id = {label: i for i, label in enumerate(labels)}
 
 
+def bare_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Returns a copy of a config without what describes a checkpoint."""
+    bare = copy.deepcopy(config)
+    bare.architectures = bare.dtype = None
+    if hasattr(bare, CONFIG_KEY):
+        delattr(bare, CONFIG_KEY)
+    set_labels(bare, ["LABEL_0", "LABEL_1"])
+    return bare
+
+
 def load_parameters(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     """Sets all parameters of a model.
 

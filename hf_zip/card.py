@@ -48,7 +48,8 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
     title = repo_id.split("/")[-1] if repo_id else " and ".join(_names(report.sources))
     part = next((part for part in _PIPELINES if part in report.architecture), "")
     pipeline = _PIPELINES.get(part)
-    partial = report.architecture.startswith("HfZip")
+    partial = report.architecture == "HfZipForImageClassification"
+    several = report.architecture == "HfZipMultiHeadModel"
     return (
         _environment(report)
         .get_template("model_card.md")
@@ -59,7 +60,7 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             location=repo_id or ".",
             pipeline=pipeline,
             texts=pipeline == "text-classification",
-            example=_EXAMPLES.get(pipeline or ""),
+            example=_EXAMPLES.get(pipeline or "text-classification"),
             auto_class=f"AutoModel{part}",
             tasks=[escape(f"the task {task.name}") for task in report.tasks],
             license=_license(report.sources),
@@ -76,8 +77,16 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             correlation=_correlation(report.matching),
             explained=_least_explained(report.explained),
             partial=partial,
+            several=several,
+            heads=[
+                (task, report.sources[position].architecture)
+                for task in report.tasks
+                for position in task.members
+            ],
+            heads_read=_heads(report.recipe),
+            takes_texts="Tokenizer" in (report.processor or ""),
             tails=_tails(report.recipe),
-            trust=", trust_remote_code=True" if partial else "",
+            trust=", trust_remote_code=True" if partial or several else "",
         )
     )
 
@@ -200,6 +209,13 @@ def _tails(recipe: Mapping[str, Any]) -> str:
     if recipe.get("unmerge") == "exact":
         return "as they were, rewritten in the shared features"
     return "as they were, behind a linear map that was fitted on the calibration data"
+
+
+def _heads(recipe: Mapping[str, Any]) -> str:
+    """How heads of several kinds read what is shared."""
+    if recipe.get("unmerge") == "exact":
+        return "and reads the shared features as they are"
+    return "behind a linear map that was fitted on the calibration data"
 
 
 def _better_than_merge(evaluation: Evaluation | None) -> list[Row]:

@@ -13,10 +13,14 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from hf_zip.errors import HfZipError, first_line
-from hf_zip.modeling import HfZipConfig
+from hf_zip.modeling import HfZipConfig, HfZipMultiHeadConfig
 
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+_OWN = {
+    HfZipConfig.model_type: "a partial zip",
+    HfZipMultiHeadConfig.model_type: "a merge with several heads",
+}
 _IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
 
@@ -131,9 +135,10 @@ def _model_class(path: Path, reference: str) -> Any:
         )
     cls = getattr(transformers, names[0], None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
-        if config.get("model_type") == HfZipConfig.model_type:
+        if config.get("model_type") in _OWN:
             raise HfZipError(
-                f"{reference!r} is a partial zip, which cannot be merged again; merge its sources"
+                f"{reference!r} is {_OWN[config['model_type']]}, which cannot be merged again; "
+                "merge its sources"
             )
         reason = (
             "it needs code of its own (trust_remote_code), which is not run"

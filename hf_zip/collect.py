@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, tqdm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, default_collate
+from transformers.utils import ModelOutput
 
 from hf_zip.errors import HfZipError
 from hf_zip.groups import MergeGroup, Tap
@@ -257,7 +258,7 @@ class _Recorder(nn.Module):
 
 def _hook(module: nn.Module, tap: Tap, seen: dict[Tap, Tensor], mask: Tensor | None) -> Any:
     def keep(features: Any) -> None:
-        tensor = features[0] if isinstance(features, tuple) else features
+        tensor = features[0] if isinstance(features, tuple | ModelOutput) else features
         if mask is not None and tensor.dim() > 2:
             tensor = tensor[_real(mask, tensor, tap)]
         seen[tap] = tensor.reshape(-1, tensor.shape[-1])

@@ -12,6 +12,7 @@ from hf_zip.assemble import assemble
 from hf_zip.depth import Assembled, affordable, choose_depth, depth_curve
 from hf_zip.groups import blocks
 from hf_zip.methods import Merged, MergeMethod
+from hf_zip.multi_head import assemble_multi_head
 from hf_zip.partial import assemble_partial
 from hf_zip.preparation import Prepared, covariances
 from hf_zip.recipe import Budget, Recipe, Unmerge
@@ -87,13 +88,21 @@ def build_model(
     dtype: torch.dtype,
     unmerge: Unmerge = "ridge",
 ) -> tuple[PreTrainedModel, dict[str, float]]:
-    """Returns the merged model, native or partial, and what its tails explain of their sources."""
+    """Returns the merged model, and what the maps of its tails or heads explain of the sources."""
+    runtime, tasks = prepared.inputs.runtime, prepared.tasks
+    if prepared.apart:
+        model, explained = assemble_multi_head(
+            merged, runtime, prepared.sources, tasks, record, unmerge, dtype
+        )
+        return model, _by_source(prepared, explained)
     if depth is None:
         native = prepared.sources[0].model
-        return assemble(merged, native, prepared.tasks, record, dtype), {}
-    model, explained = assemble_partial(
-        merged, prepared.inputs.runtime, prepared.tasks, record, depth, unmerge, dtype
-    )
+        return assemble(merged, native, tasks, record, dtype), {}
+    model, explained = assemble_partial(merged, runtime, tasks, record, depth, unmerge, dtype)
+    return model, _by_source(prepared, explained)
+
+
+def _by_source(prepared: Prepared, explained: Sequence[float]) -> dict[str, float]:
     # Exact tails have no maps that could explain anything.
     pairs: Sequence[tuple[Any, float]] = list(zip(prepared.sources, explained, strict=False))
-    return model, {f"unmerge.{source.name}": share for source, share in pairs}
+    return {f"unmerge.{source.name}": share for source, share in pairs}

@@ -9,7 +9,8 @@ from hf_zip.adapters import adapter_for
 from hf_zip.assemble import CONFIG_KEY, merge_record
 from hf_zip.cost import parameters
 from hf_zip.groups import MergeGroup, head_names, merge_groups
-from hf_zip.merged import is_partial, load_merge
+from hf_zip.merged import is_of_own_class, load_merge
+from hf_zip.modeling import HfZipForImageClassification, HfZipMultiHeadModel
 from hf_zip.preflight import preflight, render
 from hf_zip.recipe import ModelSpec
 from hf_zip.sources import Source, load_sources
@@ -21,13 +22,16 @@ def describe(references: Sequence[str]) -> str:
     """Returns a plain text description of models and of how they fit together.
 
     Args:
-        references: Local folders and Hub ids; a partial zip only alone, as it cannot be merged.
+        references: Local folders and Hub ids; a merge of a class of hf_zip's own only alone, as it
+            cannot be merged again.
 
     Raises:
         HfZipError: A model cannot be loaded, or the models cannot be merged.
     """
-    if len(references) == 1 and is_partial(references[0]):
-        return "\n".join(_partial_lines(references[0]))
+    if len(references) == 1 and is_of_own_class(references[0]):
+        model, _ = load_merge(references[0])
+        own = _multi_head_lines if isinstance(model, HfZipMultiHeadModel) else _partial_lines
+        return "\n".join(own(references[0], model))
     sources = load_sources([ModelSpec(reference) for reference in references])
     lines = [line for source in sources for line in _source_lines(source)]
     first = sources[0].model
@@ -58,8 +62,24 @@ def _source_lines(source: Source) -> list[str]:
     return lines
 
 
-def _partial_lines(folder: str) -> list[str]:
-    model, _ = load_merge(folder)
+def _multi_head_lines(folder: str, model: HfZipMultiHeadModel) -> list[str]:
+    config = model.config
+    lines = [
+        f"{folder}: {type(model).__name__}, {_size(model)}",
+        f"    a merge by {merge_record(config).get('merge_method')} with several heads",
+        f"    trunk: {config.trunk_config.num_hidden_layers} blocks, width "
+        f"{config.trunk_config.hidden_size}, {_size(model.trunk)}",
+    ]
+    for entry, head in zip(config.heads, model.heads, strict=True):
+        labels = f": {_first_few(entry['labels'])}" if entry["labels"] else ""
+        lines.append(
+            f"    task {entry['name']}, {entry['kind']} by the head of {entry['architecture']}, "
+            f"{_size(head)}{labels}"
+        )
+    return lines
+
+
+def _partial_lines(folder: str, model: HfZipForImageClassification) -> list[str]:
     config = model.config
     shared, own = (c.num_hidden_layers for c in (config.trunk_config, config.tail_config))
     lines = [

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,18 @@ from transformers import PreTrainedModel
 from hf_zip.assemble import CONFIG_KEY, load_parameters, merge_record, set_labels, task_model
 from hf_zip.checkpoint import load_as, load_processor, weight_files
 from hf_zip.errors import HfZipError, unknown
-from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
+from hf_zip.modeling import (
+    HfZipConfig,
+    HfZipForImageClassification,
+    HfZipMultiHeadConfig,
+    HfZipMultiHeadModel,
+)
 from hf_zip.sources import load_source
+
+_OWN_CLASSES: Mapping[str, type[PreTrainedModel]] = {
+    HfZipConfig.model_type: HfZipForImageClassification,
+    HfZipMultiHeadConfig.model_type: HfZipMultiHeadModel,
+}
 
 
 def load_merge(folder: str | Path) -> tuple[PreTrainedModel, Any]:
@@ -22,24 +33,27 @@ def load_merge(folder: str | Path) -> tuple[PreTrainedModel, Any]:
         HfZipError: The folder holds no model, or one that no merge wrote.
     """
     folder = Path(folder)
-    if is_partial(folder):
+    own = _OWN_CLASSES.get(_model_type(folder))
+    if own is not None:
         name = str(folder)
-        files = weight_files(folder, name)
-        model = load_as(HfZipForImageClassification, folder, files, name, "auto")
+        model = load_as(own, folder, weight_files(folder, name), name, "auto")
         return model, load_processor(folder, name)
     source = load_source(str(folder), dtype="auto")
     merge_record(source.model.config)
     return source.model, source.processor
 
 
-def is_partial(folder: str | Path) -> bool:
-    """Tells whether a folder holds a partial zip."""
-    config = Path(folder) / "config.json"
+def is_of_own_class(folder: str | Path) -> bool:
+    """Tells whether a folder holds a merge of a class of hf_zip's own, such as a partial zip."""
+    return _model_type(Path(folder)) in _OWN_CLASSES
+
+
+def _model_type(folder: Path) -> str:
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(values, dict) and values.get("model_type") == HfZipConfig.model_type
+        return ""
+    return str(values.get("model_type")) if isinstance(values, dict) else ""
 
 
 def for_task(model: PreTrainedModel, task: str) -> PreTrainedModel:
@@ -52,6 +66,8 @@ def for_task(model: PreTrainedModel, task: str) -> PreTrainedModel:
     Raises:
         HfZipError: The model is not a merge, or has no such task.
     """
+    if isinstance(model, HfZipMultiHeadModel):
+        return _one_head(model, task)
     if not isinstance(model, HfZipForImageClassification):
         return task_model(model, task)
     merge_record(model.config)
@@ -81,4 +97,24 @@ def for_task(model: PreTrainedModel, task: str) -> PreTrainedModel:
         elif not name.startswith("tails."):
             state[name] = parameter.detach()
     load_parameters(single, state)
+    return single.eval()
+
+
+def _one_head(model: HfZipMultiHeadModel, task: str) -> HfZipMultiHeadModel:
+    if task not in model.tasks:
+        raise unknown("task", task, model.tasks)
+    position, config = model.tasks.index(task), copy.deepcopy(model.config)
+    config.heads = [config.heads[position]]
+    record = merge_record(model.config)
+    setattr(config, CONFIG_KEY, {**record, "tasks": [record["tasks"][position]]})
+    with torch.random.fork_rng(devices=[]):
+        single = HfZipMultiHeadModel(config).to(model.dtype)
+    place = f"heads.{position}."
+    state = {
+        f"heads.0.{name.removeprefix(place)}" if name.startswith(place) else name: tensor.detach()
+        for name, tensor in model.named_parameters()
+        if name.startswith((place, "trunk."))
+    }
+    load_parameters(single, state)
+    single.set_task(task)
     return single.eval()

@@ -1,16 +1,15 @@
 """A merge's result → a partial zip: its first blocks shared, every source's other blocks kept."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import State
-from hf_zip.assemble import CONFIG_KEY, load_parameters, set_labels
+from hf_zip.assemble import CONFIG_KEY, bare_config, load_parameters, set_labels
 from hf_zip.errors import HfZipError
 from hf_zip.groups import base_name, head_names
 from hf_zip.methods import Merged, Runtime
@@ -115,7 +114,7 @@ def partial_config(
     """Returns the config of a partial zip; the arguments are those of `assemble_partial`."""
     native = runtime.models[0].config
     count = len(runtime.models)
-    tail, trunk = (_bare(native) for _ in range(2))
+    tail, trunk = (bare_config(native) for _ in range(2))
     tail.num_hidden_layers = native.num_hidden_layers - depth
     trunk.num_hidden_layers = depth
     for key, value in merged.config.items():
@@ -149,16 +148,6 @@ def partial_config(
     set_labels(config, [label for task in tasks for label in task.labels])
     setattr(config, CONFIG_KEY, {**record, "tasks": rows})
     return config
-
-
-def _bare(config: PretrainedConfig) -> PretrainedConfig:
-    """A copy without what describes a checkpoint."""
-    bare = copy.deepcopy(config)
-    bare.architectures = bare.dtype = None
-    if hasattr(bare, CONFIG_KEY):
-        delattr(bare, CONFIG_KEY)
-    set_labels(bare, ["LABEL_0", "LABEL_1"])
-    return bare
 
 
 def _trunk(merged: Merged, runtime: Runtime, depth: int) -> dict[str, Tensor]:

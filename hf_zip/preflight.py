@@ -137,8 +137,10 @@ def _few(sources: Sequence[Source]) -> Iterator[Finding]:
 def _tasks(sources: Sequence[Source], tasks: Sequence[Task]) -> Iterator[Finding]:
     for task in tasks:
         names = " and ".join(sources[member].name for member in task.members)
-        yield Finding("info", "task", f"task {task.name!r}: {len(task.labels)} labels of {names}")
-        if says_nothing(labels_of(sources[task.members[0]].model.config)):
+        what = f"{len(task.labels)} labels" if task.labels else task.kind
+        yield Finding("info", "task", f"task {task.name!r}: {what} of {names}")
+        own = labels_of(sources[task.members[0]].model.config)
+        if task.labels != own and task.labels and says_nothing(own):
             yield Finding(
                 "warning",
                 "labels",

@@ -15,6 +15,7 @@ from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import description_of
 from hf_zip.groups import blocks, head_names, merge_groups
+from hf_zip.headless import headless, heads_apart
 from hf_zip.methods import MergeInputs, MergeMethod, Runtime, methods
 from hf_zip.partial import check_partial
 from hf_zip.plain import build
@@ -24,7 +25,7 @@ from hf_zip.refit.walk import check_scores
 from hf_zip.request import Request
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance
-from hf_zip.tasks import Task, resolve_tasks
+from hf_zip.tasks import Task, resolve_tasks, separate_tasks
 from hf_zip.vocabulary import in_one_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """Sources that were found fit to be merged, and what every method works on."""
+    """Sources that were found fit to be merged, and what every method works on.
+
+    Args:
+        sources: The models.
+        tasks: Their tasks.
+        findings: What was found about them.
+        inputs: What every method works on.
+        evaluation: Labelled data by task.
+        validation: The same, for the choice of the depth.
+        apart: Whether the heads stay apart; the methods then work on the trunks.
+    """
 
     sources: tuple[Source, ...]
     tasks: tuple[Task, ...]
@@ -40,6 +51,7 @@ class Prepared:
     inputs: MergeInputs
     evaluation: Mapping[str, Any]
     validation: Mapping[str, Any] = field(default_factory=dict)
+    apart: bool = False
 
 
 def check_needs(method: MergeMethod, request: Request) -> None:
@@ -119,11 +131,17 @@ def prepare(
     sources = request.load_sources()
     adapter = adapter_for(sources[0].model.config.model_type)
     method.requires.check_form(adapter)
-    heads = head_names(sources[0].model, adapter)
-    _check_rows(sources, adapter)
-    tasks = resolve_tasks(sources, force) if heads else ()
+    apart = heads_apart(sources)
+    trunks = tuple(headless(source, adapter) for source in sources) if apart else sources
+    heads = head_names(trunks[0].model, adapter)
+    tasks: tuple[Task, ...] = ()
+    if apart:
+        tasks = separate_tasks(sources)
+    elif heads:
+        _check_rows(sources, adapter)
+        tasks = resolve_tasks(sources, force)
     findings = preflight(
-        sources,
+        trunks,
         tasks,
         needs_shared_init=method.requires.shared_init,
         method=method.name,
@@ -132,10 +150,11 @@ def prepare(
     if accelerator.is_main_process:
         logger.info("%s", render(findings))
     sources = in_one_vocabulary(sources)
-    groups = merge_groups(sources[0].model, adapter)
+    trunks = tuple(headless(source, adapter) for source in sources) if apart else sources
+    groups = merge_groups(trunks[0].model, adapter)
     if method.requires.plain_scores:
-        check_scores(sources[0].model, adapter)
-    _check_depth(recipe, sources[0].model, adapter)
+        check_scores(trunks[0].model, adapter)
+    _check_depth(recipe, trunks[0].model, adapter)
     evaluation = request.load_evaluation(sources[0], tasks)
     validation = request.load_validation(sources[0], tasks) if _by_accuracy(recipe) else {}
     check_apart(evaluation, {name: description_of(data) for name, data in validation.items()})
@@ -145,14 +164,13 @@ def prepare(
         findings=findings,
         inputs=MergeInputs(
             states=tuple(
-                {name: p.detach() for name, p in source.model.named_parameters()}
-                for source in sources
+                {name: p.detach() for name, p in trunk.model.named_parameters()} for trunk in trunks
             ),
             groups=groups,
             heads=heads,
             model_options=model_options,
             runtime=Runtime(
-                models=tuple(source.model for source in sources),
+                models=tuple(trunk.model for trunk in trunks),
                 adapter=adapter,
                 calibration=request.load_calibration(sources[0]),
                 batch_size=recipe.calibration.batch_size if recipe.calibration else 32,
@@ -162,6 +180,7 @@ def prepare(
         ),
         evaluation=evaluation,
         validation=validation,
+        apart=apart,
     )
 
 

@@ -36,7 +36,7 @@ def resolved_recipe(
         stop_at=depth,
         budget=None,
         validation=(),
-        unmerge=recipe.unmerge if depth is None else unmerge,
+        unmerge=recipe.unmerge if depth is None and not prepared.apart else unmerge,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation
+from hf_zip.kinds import Kind
 from hf_zip.plain import build
 from hf_zip.sources import Source
 from hf_zip.tables import table
@@ -42,6 +43,7 @@ class SourceRecord:
     revision: str | None = None
     sha256: str | None = None
     license: str | None = None
+    architecture: str | None = None
 
     @classmethod
     def of(cls, source: Source) -> "SourceRecord":
@@ -57,6 +59,7 @@ class TaskRecord:
     labels: tuple[str, ...]
     start: int
     members: tuple[int, ...]
+    kind: Kind = "classification"
 
     @property
     def stop(self) -> int:
@@ -66,7 +69,7 @@ class TaskRecord:
     @classmethod
     def of(cls, task: Task) -> "TaskRecord":
         """Returns the record of a task."""
-        return cls(task.name, task.labels, task.start, task.members)
+        return cls(task.name, task.labels, task.start, task.members, task.kind)
 
 
 @dataclass(frozen=True)

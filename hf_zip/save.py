@@ -106,13 +106,15 @@ def check_reload(model: PreTrainedModel, folder: Path) -> None:
 @torch.no_grad()
 def _outputs(model: PreTrainedModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    inputs = adapter_for(family(model.config)).inputs(model.config, 2, generator)
+    config = getattr(model.config, "trunk_config", model.config)
+    inputs = adapter_for(family(model.config)).inputs(config, 2, generator)
     moved = {
         key: value.to(model.device, model.dtype if value.is_floating_point() else None)
         for key, value in inputs.items()
     }
-    first: Tensor = model.eval()(**moved)[0]
-    return first.cpu()
+    output = model.eval()(**moved)
+    answers = output.get("outputs") or {"": output}  # by task, where there are several heads
+    return torch.cat([answer[0].flatten() for answer in answers.values()]).cpu()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -61,6 +61,11 @@ class Source:
     sha256: str | None = None
     license: str | None = None
 
+    @property
+    def architecture(self) -> str:
+        """Name of the model's class."""
+        return type(self.model).__name__
+
 
 def load_sources(specs: Sequence[ModelSpec], token: str | bool | None = None) -> tuple[Source, ...]:
     """Returns the models of a recipe, loaded, in its order and with unique names.

@@ -105,6 +105,35 @@ def resolve_tasks(sources: Sequence[Source], force: bool = False) -> tuple[Task,
     return tuple(tasks)
 
 
+def separate_tasks(sources: Sequence[Source]) -> tuple[Task, ...]:
+    """Returns one task for every source, named after it: their heads stay apart.
+
+    Labels are those of the source's own head, whatever those of others are called; heads whose rows
+    are no labels have none.
+
+    Args:
+        sources: The models.
+
+    Raises:
+        HfZipError: Two sources have the same task.
+    """
+    tasks: list[Task] = []
+    for position, source in enumerate(sources):
+        name, kind = source.task or source.name or f"task_{position}", head_kind(source.model)
+        twice = next((task for task in tasks if task.name == name), None)
+        if twice is not None:
+            raise HfZipError(
+                f"{sources[twice.members[0]].reference!r} and {source.reference!r} are both given "
+                f"as task {name!r}, but heads of several kinds stay apart, one for each task; give "
+                "them different tasks, or merge the two first"
+            )
+        labels = (
+            () if kind in ("question-answering", "masked-lm") else labels_of(source.model.config)
+        )
+        tasks.append(Task(name, labels, 0, (position,), (tuple(range(len(labels))),), kind))
+    return tuple(tasks)
+
+
 def _task_name(sources: Sequence[Source], position: int, members: dict[str, list[int]]) -> str:
     source = sources[position]
     if source.task is not None:

@@ -20,7 +20,7 @@ from transformers import (
 import hf_zip
 import hf_zip.pipeline
 from hf_zip.errors import HfZipError
-from hf_zip.merged import for_task, is_partial, load_merge
+from hf_zip.merged import for_task, is_of_own_class, load_merge
 from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
 from tests.data import random_images
 from tests.models import images, processor, rows, vit
@@ -334,9 +334,9 @@ def test_a_damaged_folder_is_refused(parents, tmp_path):
 def test_a_folder_is_told_apart(parents, tmp_path):
     merge(parents, 1, out=tmp_path / "partial")
     merge(parents, None, out=tmp_path / "full")
-    assert is_partial(tmp_path / "partial")
-    assert not is_partial(tmp_path / "full")
-    assert not is_partial(tmp_path)
+    assert is_of_own_class(tmp_path / "partial")
+    assert not is_of_own_class(tmp_path / "full")
+    assert not is_of_own_class(tmp_path)
     assert json.loads((tmp_path / "partial" / "config.json").read_text())["hf_zip"]["tasks"]
 
 

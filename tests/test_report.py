@@ -76,7 +76,12 @@ def test_report_is_read_from_the_folder_of_a_merge(tmp_path):
 def test_records_are_taken_from_what_was_merged():
     source = Source("org/a@main", vit(), "pets", "a", revision="c0ffee", license="mit")
     assert SourceRecord.of(source) == SourceRecord(
-        "org/a@main", "a", "pets", revision="c0ffee", license="mit"
+        "org/a@main",
+        "a",
+        "pets",
+        revision="c0ffee",
+        license="mit",
+        architecture="ViTForImageClassification",
     )
     record = TaskRecord.of(Task("b", ("x", "y"), 3, (1, 2), ((0, 1), (1, 0))))
     assert record == TaskRecord("b", ("x", "y"), 3, (1, 2))

@@ -1,17 +1,27 @@
-"""The model of a partial zip. Importing this lets transformers' auto classes find it.
+"""Models of hf_zip's own. Importing this lets transformers' auto classes find them.
 
-The two modules beside this file import nothing of hf_zip: they travel with a checkpoint, which so
+The modules beside this file import nothing of hf_zip: they travel with a checkpoint, which so
 loads without hf_zip through `trust_remote_code=True`.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from hf_zip.modeling.configuration_hf_zip import HfZipConfig
+from hf_zip.modeling.configuration_hf_zip_multi_head import HfZipMultiHeadConfig
 from hf_zip.modeling.modeling_hf_zip import HfZipForImageClassification
+from hf_zip.modeling.modeling_hf_zip_multi_head import HfZipMultiHeadModel
 
 AutoConfig.register(HfZipConfig.model_type, HfZipConfig, exist_ok=True)
 AutoModel.register(HfZipConfig, HfZipForImageClassification, exist_ok=True)
 AutoModelForImageClassification.register(HfZipConfig, HfZipForImageClassification, exist_ok=True)
+AutoConfig.register(HfZipMultiHeadConfig.model_type, HfZipMultiHeadConfig, exist_ok=True)
+AutoModel.register(HfZipMultiHeadConfig, HfZipMultiHeadModel, exist_ok=True)
 HfZipForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+HfZipMultiHeadModel.register_for_auto_class("AutoModel")
 
-__all__ = ["HfZipConfig", "HfZipForImageClassification"]
+__all__ = [
+    "HfZipConfig",
+    "HfZipForImageClassification",
+    "HfZipMultiHeadConfig",
+    "HfZipMultiHeadModel",
+]

@@ -1,0 +1,163 @@
+"""A merged trunk and the heads of its sources → one model that answers every kind of task."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_zip.align import State
+from hf_zip.assemble import CONFIG_KEY, bare_config, load_parameters
+from hf_zip.collect import Observation, collect
+from hf_zip.errors import HfZipError
+from hf_zip.groups import Tap
+from hf_zip.headless import base_of
+from hf_zip.methods import Merged, Runtime
+from hf_zip.modeling import HfZipMultiHeadConfig, HfZipMultiHeadModel
+from hf_zip.recipe import Unmerge
+from hf_zip.refit import regress
+from hf_zip.sources import Source
+from hf_zip.statistics.covariance import Covariance
+from hf_zip.tasks import Task
+from hf_zip.unmerge import explained_shares
+
+_STREAM = Tap("", "output")
+
+
+def assemble_multi_head(
+    merged: Merged,
+    runtime: Runtime,
+    sources: Sequence[Source],
+    tasks: Sequence[Task],
+    record: Mapping[str, Any],
+    unmerge: Unmerge,
+    dtype: torch.dtype = torch.float32,
+    penalty: float = 1e-3,
+) -> tuple[HfZipMultiHeadModel, tuple[float, ...]]:
+    """Returns a model with the merged trunk and all heads, and how well their maps fit.
+
+    The heads, poolers included, are as they were. By "ridge" each reads the trunk through a linear
+    map, the ridge regression of what its own trunk gives on what the merged one does; by "exact" it
+    reads the trunk as it is.
+
+    Args:
+        merged: The result of a method on the trunks.
+        runtime: The sources' trunks and what they run on.
+        sources: The sources, with their heads.
+        tasks: The task of each.
+        record: What else `config.hf_zip` should keep, as plain values.
+        unmerge: How the heads read the trunk; "exact" needs a trunk in the sources' own features.
+        dtype: Precision of the parameters.
+        penalty: Ridge of the maps, as a share of the mean diagonal of the Gram.
+
+    Returns:
+        The model, and for each source the share of its stream's variance that its map explains;
+        nothing where no map was fitted.
+
+    Raises:
+        HfZipError: Maps are to be fitted and there are no calibration inputs; or none are, and the
+            method has moved features.
+    """
+    if unmerge == "exact":
+        _check_unmoved(merged, runtime.models)
+    config = _config(merged, runtime, sources, tasks, record, unmerge, dtype)
+    with torch.random.fork_rng(devices=[]):
+        model = HfZipMultiHeadModel(config).to(runtime.models[0].dtype).eval()
+    state = {f"trunk.{name}": tensor for name, tensor in merged.state.items()}
+    for position, (head, source) in enumerate(zip(model.heads, sources, strict=True)):
+        own = dict(source.model.named_parameters(remove_duplicate=False))
+        for name, parameter in head.named_parameters():
+            state[f"heads.{position}.{name}"] = own.get(name, parameter).detach()
+    load_parameters(model, state)
+    explained: tuple[float, ...] = ()
+    if unmerge == "ridge":
+        explained = _fit_maps(model, runtime, penalty)
+    return model.to(dtype), explained
+
+
+@torch.no_grad()
+def _fit_maps(model: HfZipMultiHeadModel, runtime: Runtime, penalty: float) -> tuple[float, ...]:
+    """Sets the maps from the merged stream to each source's; returns what they explain."""
+    if runtime.calibration is None:
+        raise HfZipError(
+            "heads of several kinds read the merged trunk through maps that are fitted on "
+            "calibration inputs, and there are none; give calibration data, or average models that "
+            "share their initialisation without (unmerge: exact)"
+        )
+    merged, width = (m.config.hidden_size for m in (model.trunk, runtime.models[0]))
+    count = len(runtime.models)
+    places = tuple((position, _STREAM) for position in range(count + 1))
+    (found,) = collect(
+        [model.trunk, *runtime.models],
+        runtime.calibration,
+        [Observation(merged + width * count, places)],
+        Covariance,
+        runtime.batch_size,
+        runtime.accelerator,
+        runtime.progress,
+    )
+    weight, bias = regress(found, merged, penalty)
+    for position, entry in enumerate(model.config.heads):
+        rows = slice(position * width, (position + 1) * width)
+        place = f"heads.{position}.{entry['base']}.unmerge"
+        model.get_parameter(f"{place}.weight").copy_(weight[rows])
+        model.get_parameter(f"{place}.bias").copy_(bias[rows])
+    model.cpu()
+    return explained_shares(weight, bias, found, count, width)
+
+
+def _config(
+    merged: Merged,
+    runtime: Runtime,
+    sources: Sequence[Source],
+    tasks: Sequence[Task],
+    record: Mapping[str, Any],
+    unmerge: Unmerge,
+    dtype: torch.dtype,
+) -> HfZipMultiHeadConfig:
+    trunk = bare_config(runtime.models[0].config)
+    for key, value in merged.config.items():
+        setattr(trunk, key, value)
+    heads = [
+        {
+            "name": task.name,
+            "kind": task.kind,
+            "labels": list(task.labels),
+            "architecture": type(source.model).__name__,
+            "base": base_of(source.model, runtime.adapter),
+            "config": _head_config(source.model),
+        }
+        for task, source in zip(tasks, sources, strict=True)
+    ]
+    config = HfZipMultiHeadConfig(
+        trunk_config=trunk, heads=heads, unmerge=unmerge == "ridge", dtype=dtype
+    )
+    rows = [{key: head[key] for key in ("name", "kind", "labels")} for head in heads]
+    setattr(config, CONFIG_KEY, {**record, "tasks": rows})
+    return config
+
+
+def _head_config(model: PreTrainedModel) -> dict[str, Any]:
+    """A native config as plain values, without what describes a checkpoint."""
+    values: dict[str, Any] = model.config.to_dict()
+    for key in ("architectures", "dtype", "transformers_version", CONFIG_KEY):
+        values.pop(key, None)
+    return values
+
+
+def _check_unmoved(merged: Merged, trunks: Sequence[PreTrainedModel]) -> None:
+    states: tuple[State, ...] = tuple(dict(trunk.named_parameters()) for trunk in trunks)
+    same = len(merged.aligned) == len(states) and all(
+        _equal(x, y) for x, y in zip(merged.aligned, states, strict=True)
+    )
+    if not same:
+        raise HfZipError(
+            "unmerge is exact, but the heads of several kinds are left as they were, and the "
+            "method has moved the features that they read; use unmerge: ridge with calibration "
+            "inputs"
+        )
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(one[name].cpu(), tensor.cpu()) for name, tensor in other.items())
