@@ -3,7 +3,8 @@
     python scripts/benchmark_text.py --data trec snips --cache parents
 
 For several groups of seeds, one model is trained per data set (or taken from the cache folder) and
-all are merged in every way; one table has the mean and the standard deviation over the groups.
+all are merged in every way; one table has the mean and the standard deviation over the groups. With
+`--init` the models start from one pretrained BERT instead of from different initialisations.
 Every method runs with its defaults. Small models of texts are close to bags of words, so a plain
 average with a least-squares head is a control as important as one trunk with such a head. Results
 are kept in `text.json`, and `text.md` is made from it.
@@ -13,56 +14,25 @@ import argparse
 import json
 import random
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_zip import shown_command
 from datasets import Dataset, disable_progress_bars
-from train_bert import (
-    TRAINING,
-    Setting,
-    Texts,
-    add_setting,
-    make_tokenizer,
-    read_setting,
-    read_texts,
-    split_validation,
-    train_and_save,
-)
+from merging import ALL, Merge, measure, named_sources, references, run_merge, shown_command
+from train_bert import Setting, Texts, read_texts, start, train_and_save
+from training import add_setting, read_record, read_setting, split_validation
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 from zip_tables import accuracy_table
 
-import hf_zip
-from hf_zip.calibration import from_memory, labelled_from_memory
-from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
-from hf_zip.evaluate import evaluate
-from hf_zip.recipe import ModelSpec
+from hf_zip.calibration import labelled_from_memory
 from hf_zip.report import versions
 from hf_zip.request import reader_of
-from hf_zip.sources import load_sources
 from hf_zip.tasks import resolve_tasks
-
-BATCH = 128
-
-
-@dataclass(frozen=True)
-class Merge:
-    """One row of the table.
-
-    Args:
-        name: What the row is called.
-        method: The merge method.
-        parameters: Its options.
-    """
-
-    name: str
-    method: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
 
 MERGES = (
     Merge("weight average", "average"),
@@ -95,25 +65,28 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=1, help="groups of seeds (default: 1)")
     parser.add_argument("--samples", type=int, default=512, help="calibration texts")
     parser.add_argument("--choices", action="store_true", help="vary zipfit on validation texts")
+    parser.add_argument("--init", type=Path, help="pretrained BERT that all models start from")
     parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    add_setting(parser)
+    add_setting(parser, Setting())
     arguments = parser.parse_args()
     disable_progress_bars()
     disable_progress_bar()
     torch.set_num_threads(arguments.threads)
     data = {folder.name: read_data(folder) for folder in arguments.data}
-    setting = read_setting(arguments)
+    setting = read_setting(arguments, Setting())
+    tokenizer, setting = start(setting, arguments.data, arguments.init)
     record: dict[str, Any] = {
-        "command": shown_command(sys.argv[1:]).replace("benchmark_zip", "benchmark_text"),
+        "command": shown_command("benchmark_text.py", sys.argv[1:]),
         "samples": arguments.samples,
+        "init": arguments.init.name if arguments.init else None,
         "setting": asdict(setting),
         "versions": dict(versions()),
         "groups": [],
     }
     for group in range(arguments.groups):
-        folders = train_parents(arguments.data, data, setting, group, arguments.cache)
+        folders = train_parents(data, tokenizer, setting, group, arguments.cache, arguments.init)
         choices = CHOICES if arguments.choices else ()
         found = run_group(data, folders, setting.longest, arguments.samples, group, choices)
         record["groups"].append(found)
@@ -128,16 +101,21 @@ def read_data(folder: Path) -> Data:
 
 
 def train_parents(
-    folders: Sequence[Path], data: Mapping[str, Data], setting: Setting, group: int, cache: Path
+    data: Mapping[str, Data],
+    tokenizer: PreTrainedTokenizerBase,
+    setting: Setting,
+    group: int,
+    cache: Path,
+    init: Path | None,
 ) -> dict[str, Path]:
     """Returns the folders of one model per task, trained now unless the cache has them."""
-    tokenizer, found = make_tokenizer(folders, setting.words), {}
+    found = {}
     for position, (name, own) in enumerate(data.items()):
         seed = group * len(data) + position
-        found[name] = cache / f"{name}_seed{seed}"
-        known = found[name] / TRAINING
-        if not known.exists() or json.loads(known.read_text())["setting"] != asdict(setting):
-            train_and_save(own.training, own.validation, tokenizer, setting, seed, found[name])
+        found[name] = folder = cache / f"{name}_seed{seed}"
+        known, called = read_record(folder), init.name if init else None
+        if (known.get("setting"), known.get("init")) != (asdict(setting), called):
+            train_and_save(own.training, own.validation, tokenizer, setting, seed, folder, init)
     return found
 
 
@@ -159,11 +137,7 @@ def run_group(
         seed: Decides which.
         choices: Further merges, measured on the validation texts only.
     """
-    specs = [ModelSpec(str(folder), name) for name, folder in folders.items()]
-    sources = [
-        replace(source, name=name)
-        for source, name in zip(load_sources(specs), folders, strict=True)
-    ]
+    sources = named_sources(folders)
     tasks, draw = resolve_tasks(sources), random.Random(seed)
     reader = reader_of(sources[0], longest)
     texts = [
@@ -172,43 +146,22 @@ def run_group(
         for text in draw.sample(own.training.texts, samples // len(data))
     ]
     made: dict[str, Any] = {}
-
-    def run(merge: Merge) -> Candidate:
-        started = time.perf_counter()
-        result = hf_zip.merge(
-            list(folders.values()),
-            method=merge.method,
-            tasks=list(folders),
-            calibration=texts,
-            parameters=dict(merge.parameters),
-            force=True,  # the plain average of different initialisations is one of the rows
-            progress=False,
-        )
-        made[merge.name] = {"seconds": time.perf_counter() - started}
-        return merged(result.model, tasks, merge.name)
-
-    def measure(candidates: Sequence[Candidate], split: str) -> list[dict[str, Any]]:
-        labelled = {
+    run = partial(run_merge, sources, tasks, {ALL: texts}, samples, made=made)
+    test, validation = (
+        {
             task.name: labelled_from_memory(
                 named(getattr(data[task.name], split)), reader, task.labels, task.name
             )
             for task in tasks
         }
-        rows = evaluate(candidates, tasks, labelled, BATCH, progress=False).rows
-        return [asdict(row) for row in rows]
-
-    inputs = from_memory(texts, reader)
-    candidates = [
-        *(parent(sources, k, tasks) for k in range(len(sources))),
-        ensemble(sources, tasks),
-        *one_trunks(sources, tasks, inputs, BATCH, progress=False),
-        *map(run, MERGES),
-    ]
+        for split in ("test", "validation")
+    )
+    candidates = [*references(sources, tasks, texts, reader), *map(run, MERGES)]
     return {
-        "parents": [json.loads((folder / TRAINING).read_text()) for folder in folders.values()],
+        "parents": [read_record(folder) for folder in folders.values()],
         "merges": made,
-        "test": measure(candidates, "test"),
-        "validation": measure([*candidates, *map(run, choices)], "validation"),
+        "test": measure(candidates, tasks, test),
+        "validation": measure([*candidates, *map(run, choices)], tasks, validation),
     }
 
 
@@ -221,8 +174,10 @@ def named(texts: Texts) -> Dataset:
 def table(record: Mapping[str, Any]) -> list[str]:
     """Returns the results as lines of Markdown."""
     groups, setting = record["groups"], record["setting"]
+    init = record.get("init")
+    origin = f"one checkpoint, {init}, and different" if init else "different initialisations and"
     return [
-        "# Merges of BERTs from different initialisations and tasks",
+        f"# Merges of BERTs from {origin} tasks",
         "",
         "```sh",
         record["command"],

@@ -11,70 +11,37 @@ of zipfit, on the validation part of the training images only. Results are kept 
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import disable_progress_bars
+from merging import ALL, Merge, measure, named_sources, references, run_merge, shown_command
 from torch import Tensor
 from train_vit import (
-    TRAINING,
     Images,
     Setting,
-    add_setting,
     data_files,
     parse_classes,
     pixel_values,
     read_images,
-    read_setting,
-    split_validation,
     train_and_save,
 )
+from training import add_setting, read_record, read_setting, split_validation
 from transformers.utils.logging import disable_progress_bar
 from zip_tables import report, tables
 
-import hf_zip
-from hf_zip.calibration import from_memory
-from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
-from hf_zip.evaluate import evaluate
+from hf_zip.candidates import Candidate
 from hf_zip.images import ImageReader
-from hf_zip.recipe import ModelSpec
 from hf_zip.report import versions
-from hf_zip.sources import Source, load_sources
 from hf_zip.tasks import Task, resolve_tasks
 
-BATCH = 128
-ALL = "all tasks"
 RESULTS = "zip.json"
-
-
-@dataclass(frozen=True)
-class Merge:
-    """One row of the table: a method, its options, and what it is calibrated on.
-
-    Args:
-        name: What the row is called.
-        method: The merge method.
-        parameters: Its options.
-        calibration: Whose images.
-        samples: How many, relative to the usual number.
-        shared: Share of the blocks that the tasks have in common.
-        unmerge: How the other blocks read these, see the recipe's key.
-    """
-
-    name: str
-    method: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    calibration: str = ALL
-    samples: int = 1
-    shared: float = 1.0
-    unmerge: str | None = None
 
 
 MERGES = (
@@ -138,7 +105,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    add_setting(parser)
+    add_setting(parser, Setting())
     arguments = parser.parse_args()
     disable_progress_bars()
     disable_progress_bar()
@@ -151,14 +118,14 @@ def main() -> None:
         "classes": arguments.classes,
         "samples": arguments.samples,
         "images": {s: len(getattr(data, s)) for s in ("training", "validation", "test")},
-        "setting": asdict(read_setting(arguments)),
+        "setting": asdict(read_setting(arguments, Setting())),
         "threads": arguments.threads,
         "versions": dict(versions()),
     }
     record = read_results(arguments.out).get(title, {}) if arguments.resume else {}
     if any(record.get(key) != value for key, value in settled.items()):
         record = {**settled, "seconds": 0.0, "groups": []}
-    record["command"], before = shown_command(sys.argv[1:]), record["seconds"]
+    record["command"], before = shown_command("benchmark_zip.py", sys.argv[1:]), record["seconds"]
     for position in range(arguments.groups):
         folders = [
             parent_folder(data, classes, count * position + k, record["setting"], arguments.cache)
@@ -174,12 +141,6 @@ def main() -> None:
         write(arguments.out, title, record)
         print(f"{title}: {position + 1} of {arguments.groups} groups, {record['seconds']:.0f} s")
     print("\n".join(tables(title, record)))
-
-
-def shown_command(options: Sequence[str]) -> str:
-    """Returns the command line, folders by their names only."""
-    names = [Path(option).name if "/" in option else option for option in options]
-    return shlex.join(["python", "scripts/benchmark_zip.py", *names])
 
 
 def read_data(folder: Path, proxies: Sequence[Path], samples: int) -> Data:
@@ -204,8 +165,7 @@ def parent_folder(
 ) -> Path:
     """Returns the folder of a model, trained now unless the cache has it in the same setting."""
     folder = cache / data.name / f"{classes}_seed{seed}"
-    known = folder / TRAINING
-    if not known.exists() or json.loads(known.read_text())["setting"] != setting:
+    if read_record(folder).get("setting") != setting:
         record = train_and_save(
             data.training, data.validation, parse_classes(classes), Setting(**setting), seed, folder
         )
@@ -234,10 +194,7 @@ def run_group(
         known: What an earlier run returned; what it measured is not measured again.
     """
     names = [f"classes {text}" for text in classes]
-    specs = [ModelSpec(str(folder), name) for folder, name in zip(folders, names, strict=True)]
-    sources = [
-        replace(source, name=name) for source, name in zip(load_sources(specs), names, strict=True)
-    ]
+    sources = named_sources(dict(zip(names, folders, strict=True)))
     tasks = resolve_tasks(sources)
     numbers = [parse_classes(text) for text in classes]
     variants = [
@@ -248,15 +205,16 @@ def run_group(
         ),
     ]
     images = calibration_images(data, dict(zip(names, numbers, strict=True)), samples, seed)
-    earlier, merge_them = known or {}, partial(run_merge, folders, names, tasks, images, samples)
+    earlier, merge_them = known or {}, partial(run_merge, sources, tasks, images, samples)
     made: dict[str, Any] = dict(earlier.get("merges", {}))
-    compared = {c.name: lambda c=c: c for c in references(sources, tasks, images[ALL][:samples])}
+    others = references(sources, tasks, images[ALL][:samples], ImageReader())
+    compared = {candidate.name: lambda c=candidate: c for candidate in others}
     merges = {merge.name: partial(merge_them, merge, made) for merge in variants}
     varied = {"ensemble": compared["ensemble"]} if choices else {}
     varied |= {merge.name: partial(merge_them, merge, {}) for merge in choices}
     validation, test = (labelled(part, names, numbers) for part in (data.validation, data.test))
     return {
-        "parents": [json.loads((folder / TRAINING).read_text()) for folder in folders],
+        "parents": [read_record(folder) for folder in folders],
         "merges": made,
         "choices": measure_missing(earlier.get("choices", []), varied, tasks, validation),
         "test": measure_missing(earlier.get("test", []), {**compared, **merges}, tasks, test),
@@ -291,50 +249,6 @@ def calibration_images(
     return {ALL: together, **found, **proxies}
 
 
-def references(
-    sources: Sequence[Source], tasks: Sequence[Task], calibration: Tensor
-) -> list[Candidate]:
-    """Returns what merges are compared with: parents, ensemble, and all one-trunk controls."""
-    inputs = from_memory(calibration, ImageReader())
-    return [
-        *(parent(sources, k, tasks) for k in range(len(sources))),
-        ensemble(sources, tasks),
-        *one_trunks(sources, tasks, inputs, BATCH, progress=False),
-    ]
-
-
-def run_merge(
-    folders: Sequence[Path],
-    names: Sequence[str],
-    tasks: Sequence[Task],
-    images: Mapping[str, Tensor],
-    samples: int,
-    merge: Merge,
-    made: dict[str, Any],
-) -> Candidate:
-    """Returns a merge; notes in `made` how it was made."""
-    calibration = images[merge.calibration][: samples * merge.samples]
-    started = time.perf_counter()
-    blocks = json.loads((folders[0] / "config.json").read_text())["num_hidden_layers"]
-    result = hf_zip.merge(
-        list(folders),
-        method=merge.method,
-        tasks=list(names),
-        calibration=calibration,
-        parameters=dict(merge.parameters),
-        stop_at=round(merge.shared * blocks),
-        unmerge=merge.unmerge,
-        force=True,  # the plain average of different initialisations is one of the rows
-        progress=False,
-    )
-    made[merge.name] = {
-        **asdict(merge),
-        "samples": len(calibration),
-        "seconds": time.perf_counter() - started,
-    }
-    return merged(result.model, tasks, merge.name)
-
-
 def labelled(
     images: Images, names: Sequence[str], classes: Sequence[Sequence[int]]
 ) -> dict[str, list[dict[str, Any]]]:
@@ -345,14 +259,6 @@ def labelled(
         pairs = zip(pixel_values(own.pixels), own.labels.tolist(), strict=True)
         data[name] = [{"pixel_values": pixels, "labels": label} for pixels, label in pairs]
     return data
-
-
-def measure(
-    candidates: Sequence[Candidate], tasks: Sequence[Task], data: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Returns one plain row per candidate."""
-    evaluation = evaluate(candidates, tasks, data, BATCH, progress=False)
-    return [asdict(row) for row in evaluation.rows]
 
 
 def read_results(folder: Path) -> dict[str, Any]:

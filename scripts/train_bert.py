@@ -1,29 +1,38 @@
-"""Train one small BERT from scratch on a text classification data set.
+"""Train one small BERT on a text classification data set, from scratch or from a checkpoint.
 
     python scripts/train_bert.py --data trec --tokenizer-data trec snips --seed 0 --out models/trec
+    python scripts/train_bert.py --data trec --init MiniLM --learning-rate 1e-4 --out models/trec
 
 The data are folders of parquet files with the columns `text` and `label`. The tokenizer is trained
-on the training texts of all folders given for it, so that models of several tasks share one. A
-fixed part of the training rows is kept apart for validation and never trained on; the model and its
-tokenizer are written to the folder, with `training.json` beside them.
+on the training texts of all folders given for it, so that models of several tasks share one; with
+`--init`, configuration, weights and tokenizer are those of a pretrained BERT, and only the head is
+new. A fixed part of the training rows is kept apart for validation and never trained on; the model
+and its tokenizer are written to the folder, with `training.json` beside them.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, disable_progress_bars
+from jaxtyping import Int
 from tokenizers import BertWordPieceTokenizer
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+from training import add_setting, one_cycle, read_setting, split_validation, write_record
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizer,
+    PreTrainedTokenizerBase,
+)
 
-TRAINING = "training.json"
-VALIDATION_SHARE = 0.1
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -44,7 +53,7 @@ class Texts:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, chosen: Sequence[int]) -> "Texts":
+    def rows(self, chosen: Int[Tensor, "rows"]) -> "Texts":
         """Returns some of the texts."""
         texts = tuple(self.texts[i] for i in chosen)
         return Texts(texts, tuple(self.labels[i] for i in chosen), self.names)
@@ -85,34 +94,26 @@ def main() -> None:
     """Trains and saves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="folder with train.parquet")
-    parser.add_argument("--tokenizer-data", type=Path, nargs="+", required=True, help="folders")
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--tokenizer-data", type=Path, nargs="+", help="folders; from scratch")
+    either.add_argument("--init", type=Path, help="pretrained BERT; decides shape and tokenizer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    add_setting(parser)
+    add_setting(parser, Setting())
     arguments = parser.parse_args()
     disable_progress_bars()
     torch.set_num_threads(arguments.threads)
-    setting = read_setting(arguments)
+    setting = read_setting(arguments, Setting())
+    tokenizer, setting = start(setting, arguments.tokenizer_data, arguments.init)
     training, validation = split_validation(read_texts(arguments.data / "train.parquet"))
-    tokenizer = make_tokenizer(arguments.tokenizer_data, setting.words)
-    record = train_and_save(training, validation, tokenizer, setting, arguments.seed, arguments.out)
+    record = train_and_save(
+        training, validation, tokenizer, setting, arguments.seed, arguments.out, arguments.init
+    )
     print(
         f"{arguments.out}: {record['seconds']:.0f} s, "
         f"{record['validation_accuracy']:.1%} on {record['validation_texts']} validation texts"
     )
-
-
-def add_setting(parser: argparse.ArgumentParser) -> None:
-    """Adds one option for every field of `Setting`."""
-    for name, value in asdict(Setting()).items():
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=type(value), default=value, help=f"default: {value}")
-
-
-def read_setting(arguments: argparse.Namespace) -> Setting:
-    """Returns the setting that the options describe."""
-    return Setting(**{name: getattr(arguments, name) for name in asdict(Setting())})
 
 
 def read_texts(path: Path) -> Texts:
@@ -125,13 +126,6 @@ def read_texts(path: Path) -> Texts:
     return Texts(texts, tuple(names.index(str(label)) for label in labels), tuple(names))
 
 
-def split_validation(texts: Texts) -> tuple[Texts, Texts]:
-    """Returns the texts to train on, and those kept apart for validation, always the same."""
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
-    held = round(VALIDATION_SHARE * len(texts))
-    return texts.rows(order[held:]), texts.rows(order[:held])
-
-
 def make_tokenizer(folders: Sequence[Path], words: int) -> BertTokenizer:
     """Returns a WordPiece tokenizer of the training texts of all folders."""
     trained = BertWordPieceTokenizer(lowercase=True)
@@ -142,35 +136,59 @@ def make_tokenizer(folders: Sequence[Path], words: int) -> BertTokenizer:
     return BertTokenizer(vocab=trained.get_vocab(), do_lower_case=True)
 
 
+def start(
+    setting: Setting, folders: Sequence[Path], init: Path | None
+) -> tuple[PreTrainedTokenizerBase, Setting]:
+    """Returns the tokenizer and the setting of models, in the shape of a pretrained BERT if given.
+
+    Args:
+        setting: How the models are made and trained.
+        folders: The data that a tokenizer is trained on, where there is no pretrained BERT.
+        init: Folder of a pretrained BERT.
+    """
+    if init is None:
+        return make_tokenizer(folders, setting.words), setting
+    config = BertConfig.from_pretrained(init)
+    shaped = replace(
+        setting,
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        mlp_ratio=config.intermediate_size / config.hidden_size,
+        words=config.vocab_size,
+    )
+    return AutoTokenizer.from_pretrained(init), shaped
+
+
 def train_and_save(
     training: Texts,
     validation: Texts,
-    tokenizer: BertTokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     setting: Setting,
     seed: int,
     folder: Path,
+    init: Path | None = None,
 ) -> dict[str, Any]:
-    """Trains a model, writes it with its tokenizer, and returns how it went."""
+    """Trains a model, writes it with its tokenizer, and returns how it went.
+
+    Args:
+        training: Texts to train on.
+        validation: Texts to measure the accuracy on.
+        tokenizer: Prepares the texts.
+        setting: How to make and train the model.
+        seed: Decides initialisation, order, and which texts where there are too many.
+        folder: Folder to write.
+        init: Pretrained BERT whose configuration and weights to start from; none: from scratch.
+    """
     started = time.perf_counter()
     order = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(training), generator=order)[: setting.most].tolist()
-    training = training.rows(chosen)
+    training = training.rows(torch.randperm(len(training), generator=order)[: setting.most])
     torch.manual_seed(seed)
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=setting.width,
-            num_hidden_layers=setting.layers,
-            num_attention_heads=setting.heads,
-            intermediate_size=round(setting.mlp_ratio * setting.width),
-            max_position_embeddings=setting.longest,
-            id2label=dict(enumerate(training.names)),
-            label2id={name: i for i, name in enumerate(training.names)},
-        )
-    )
+    model = make_model(training.names, len(tokenizer), setting, init)
     _train(model, training, tokenizer, setting, order)
     record = {
         "setting": asdict(setting),
+        "init": init.name if init else None,
         "seed": seed,
         "training_texts": len(training),
         "validation_texts": len(validation),
@@ -179,14 +197,39 @@ def train_and_save(
     }
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / TRAINING).write_text(json.dumps(record, indent=1) + "\n")
+    write_record(folder, record)
     return record
+
+
+def make_model(
+    names: Sequence[str], words: int, setting: Setting, init: Path | None
+) -> BertForSequenceClassification:
+    """Returns a classifier with a new head, on a pretrained BERT where one is given."""
+    labels = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    if init is not None:
+        model = BertForSequenceClassification(BertConfig.from_pretrained(init, **labels))
+        model.bert = BertModel.from_pretrained(init, dtype=torch.float32)
+        return model
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=words,
+            hidden_size=setting.width,
+            num_hidden_layers=setting.layers,
+            num_attention_heads=setting.heads,
+            intermediate_size=round(setting.mlp_ratio * setting.width),
+            max_position_embeddings=setting.longest,
+            **labels,
+        )
+    )
 
 
 def _train(
     model: BertForSequenceClassification,
     data: Texts,
-    tokenizer: BertTokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     setting: Setting,
     order: torch.Generator,
 ) -> None:
@@ -194,13 +237,11 @@ def _train(
         model.parameters(), lr=setting.learning_rate, weight_decay=setting.weight_decay
     )
     steps = setting.epochs * -(-len(data) // setting.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, setting.learning_rate, total_steps=steps, pct_start=0.1
-    )
+    schedule = one_cycle(optimizer, setting.learning_rate, steps)
     model.train()
     for _ in range(setting.epochs):
         for chosen in torch.randperm(len(data), generator=order).split(setting.batch):
-            own = data.rows(chosen.tolist())
+            own = data.rows(chosen)
             answers = model(**_batch(own, tokenizer, setting)).logits
             loss = cross_entropy(answers, torch.tensor(own.labels))
             optimizer.zero_grad()
@@ -213,18 +254,21 @@ def _train(
 
 @torch.no_grad()
 def accuracy(
-    model: BertForSequenceClassification, data: Texts, tokenizer: BertTokenizer, setting: Setting
+    model: BertForSequenceClassification,
+    data: Texts,
+    tokenizer: PreTrainedTokenizerBase,
+    setting: Setting,
 ) -> float:
     """Returns the share of texts whose best label is theirs."""
     right = 0
     for chosen in torch.arange(len(data)).split(256):
-        own = data.rows(chosen.tolist())
+        own = data.rows(chosen)
         best = model(**_batch(own, tokenizer, setting)).logits.argmax(dim=1)
         right += int((best == torch.tensor(own.labels)).sum())
     return right / len(data)
 
 
-def _batch(data: Texts, tokenizer: BertTokenizer, setting: Setting) -> Any:
+def _batch(data: Texts, tokenizer: PreTrainedTokenizerBase, setting: Setting) -> Any:
     return tokenizer(
         list(data.texts),
         padding=True,

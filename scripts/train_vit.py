@@ -8,7 +8,6 @@ the folder, with `training.json` beside them, which says how it was trained and 
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +21,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+from training import add_setting, one_cycle, read_setting, split_validation, write_record
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-TRAINING = "training.json"
-VALIDATION_SHARE = 0.1
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -97,7 +95,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    add_setting(parser)
+    add_setting(parser, Setting())
     arguments = parser.parse_args()
     disable_progress_bars()
     torch.set_num_threads(arguments.threads)
@@ -107,7 +105,7 @@ def main() -> None:
         training,
         validation,
         arguments.classes,
-        read_setting(arguments),
+        read_setting(arguments, Setting()),
         arguments.seed,
         arguments.out,
     )
@@ -115,18 +113,6 @@ def main() -> None:
         f"{arguments.out}: {record['seconds']:.0f} s, "
         f"{record['validation_accuracy']:.1%} on {record['validation_images']} validation images"
     )
-
-
-def add_setting(parser: argparse.ArgumentParser) -> None:
-    """Adds one option for every field of `Setting`."""
-    for name, value in asdict(Setting()).items():
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=type(value), default=value, help=f"default: {value}")
-
-
-def read_setting(arguments: argparse.Namespace) -> Setting:
-    """Returns the setting that the options describe."""
-    return Setting(**{name: getattr(arguments, name) for name in asdict(Setting())})
 
 
 def parse_classes(text: str) -> tuple[int, ...]:
@@ -186,13 +172,6 @@ def read_images(
     return Images(pixels, labels, tuple(names))
 
 
-def split_validation(images: Images) -> tuple[Images, Images]:
-    """Returns what to train on and what to validate on; the same for every model of the data."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    count = round(VALIDATION_SHARE * len(images))
-    return images.rows(order[count:]), images.rows(order[:count])
-
-
 def processor_for(images: Images) -> ViTImageProcessorPil:
     """Returns the image processor that prepares images as `pixel_values` does."""
     channels, size = images.pixels.shape[1:3]
@@ -248,9 +227,7 @@ def train(images: Images, setting: Setting, seed: int) -> ViTForImageClassificat
     optimizer = torch.optim.AdamW(
         model.parameters(), setting.learning_rate, weight_decay=setting.weight_decay, fused=True
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, setting.learning_rate, total_steps=setting.epochs * per_epoch, pct_start=0.1
-    )
+    schedule = one_cycle(optimizer, setting.learning_rate, setting.epochs * per_epoch)
     model.train()
     for _ in range(setting.epochs):
         for chosen in torch.randperm(len(pixels))[: per_epoch * batch].split(batch):
@@ -307,7 +284,7 @@ def train_and_save(
     }
     model.save_pretrained(folder)
     processor_for(training).save_pretrained(folder)
-    (folder / TRAINING).write_text(json.dumps(record, indent=1) + "\n")
+    write_record(folder, record)
     return record
 
 

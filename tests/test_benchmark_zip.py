@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import benchmark_zip
 import train_vit
+import training
 import zip_tables
 
 NAMES = ["north", "east", "south", "west"]
@@ -74,11 +75,11 @@ def test_classes_are_renumbered_in_the_order_given(images):
 
 
 def test_validation_rows_are_apart_and_always_the_same(images):
-    training, validation = train_vit.split_validation(images)
-    assert (len(training), len(validation)) == (144, 16)
-    known = {tuple(pixels.flatten().tolist()) for pixels in training.pixels}
+    kept, validation = training.split_validation(images)
+    assert (len(kept), len(validation)) == (144, 16)
+    known = {tuple(pixels.flatten().tolist()) for pixels in kept.pixels}
     assert not known & {tuple(pixels.flatten().tolist()) for pixels in validation.pixels}
-    assert torch.equal(train_vit.split_validation(images)[1].pixels, validation.pixels)
+    assert torch.equal(training.split_validation(images)[1].pixels, validation.pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -106,7 +107,7 @@ def test_augmentation_moves_and_mirrors():
 
 
 def test_training_learns_and_follows_its_seed(images, tmp_path):
-    parts = train_vit.split_validation(images)
+    parts = training.split_validation(images)
     setting = train_vit.Setting(**{**vars(TINY), "epochs": 20})
     record = train_vit.train_and_save(*parts, (0, 2), setting, 5, tmp_path / "model")
     assert record["validation_accuracy"] > 0.9
@@ -125,7 +126,7 @@ def test_training_from_the_command_line(folder, monkeypatch, capsys):
     flat = [str(x) for pair in [*where.items(), *options.items()] for x in pair]
     monkeypatch.setattr(sys, "argv", ["x", *flat])
     train_vit.main()
-    record = json.loads((folder / "model" / train_vit.TRAINING).read_text())
+    record = training.read_record(folder / "model")
     assert 0 < record["validation_images"] < 16
     assert f"on {record['validation_images']} validation images" in capsys.readouterr().out
     assert (record["classes"], record["setting"]["width"]) == ([1, 2, 3], 8)
@@ -160,7 +161,7 @@ def test_the_benchmark_writes_every_row_and_no_folder(folder, monkeypatch, capsy
     lost = known["shapes, 2 tasks"]["groups"][0]["test"].pop(7)
     path.write_text(json.dumps(known))
     made, merge = [], benchmark_zip.run_merge
-    monkeypatch.setattr(benchmark_zip, "run_merge", lambda *a: made.append(a[5].name) or merge(*a))
+    monkeypatch.setattr(benchmark_zip, "run_merge", lambda *a: made.append(a[4].name) or merge(*a))
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--resume"])
     benchmark_zip.main()
     assert made == [lost["name"]]  # only what is missing is made

@@ -1,0 +1,115 @@
+"""What the accuracy benchmarks share: merges as rows of a table, made and measured."""
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import hf_zip
+from hf_zip.calibration import from_memory
+from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
+from hf_zip.evaluate import evaluate
+from hf_zip.inputs import Reader
+from hf_zip.recipe import ModelSpec
+from hf_zip.sources import Source, load_sources
+from hf_zip.tasks import Task
+
+BATCH = 128
+ALL = "all tasks"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One row of the table: a method, its options, and what it is calibrated on.
+
+    Args:
+        name: What the row is called.
+        method: The merge method.
+        parameters: Its options.
+        calibration: Whose inputs.
+        samples: How many, relative to the usual number.
+        shared: Share of the blocks that the tasks have in common.
+        unmerge: How the other blocks read these, see the recipe's key.
+    """
+
+    name: str
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    calibration: str = ALL
+    samples: int = 1
+    shared: float = 1.0
+    unmerge: str | None = None
+
+
+def shown_command(script: str, options: Sequence[str]) -> str:
+    """Returns the command line, folders by their names only."""
+    names = [Path(option).name if "/" in option else option for option in options]
+    return shlex.join(["python", f"scripts/{script}", *names])
+
+
+def named_sources(folders: Mapping[str, Path]) -> list[Source]:
+    """Returns the models in folders, called after the names of these."""
+    sources = load_sources([ModelSpec(str(folder), name) for name, folder in folders.items()])
+    return [replace(source, name=name) for source, name in zip(sources, folders, strict=True)]
+
+
+def references(
+    sources: Sequence[Source], tasks: Sequence[Task], calibration: Any, reader: Reader
+) -> list[Candidate]:
+    """Returns what merges are compared with: parents, ensemble, and all one-trunk controls."""
+    inputs = from_memory(calibration, reader)
+    return [
+        *(parent(sources, k, tasks) for k in range(len(sources))),
+        ensemble(sources, tasks),
+        *one_trunks(sources, tasks, inputs, BATCH, progress=False),
+    ]
+
+
+def run_merge(
+    sources: Sequence[Source],
+    tasks: Sequence[Task],
+    calibration: Mapping[str, Any],
+    samples: int,
+    merge: Merge,
+    made: dict[str, Any],
+) -> Candidate:
+    """Returns a merge; notes in `made` how it was made.
+
+    Args:
+        sources: The models.
+        tasks: Their tasks.
+        calibration: Inputs, by whose they are.
+        samples: The usual number of them.
+        merge: What to do.
+        made: Notes by the names of merges.
+    """
+    inputs = calibration[merge.calibration][: samples * merge.samples]
+    started = time.perf_counter()
+    blocks = sources[0].model.config.num_hidden_layers
+    result = hf_zip.merge(
+        [source.reference for source in sources],
+        method=merge.method,
+        tasks=[task.name for task in tasks],
+        calibration=inputs,
+        parameters=dict(merge.parameters),
+        stop_at=round(merge.shared * blocks),
+        unmerge=merge.unmerge,
+        force=True,  # the plain average of different initialisations is one of the rows
+        progress=False,
+    )
+    made[merge.name] = {
+        **asdict(merge),
+        "samples": len(inputs),
+        "seconds": time.perf_counter() - started,
+    }
+    return merged(result.model, tasks, merge.name)
+
+
+def measure(
+    candidates: Sequence[Candidate], tasks: Sequence[Task], data: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Returns one plain row per candidate."""
+    evaluation = evaluate(candidates, tasks, data, BATCH, progress=False)
+    return [asdict(row) for row in evaluation.rows]

@@ -1,0 +1,151 @@
+"""The accuracy benchmark of texts, on sentences that are made here."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from transformers import AutoTokenizer, BertForSequenceClassification, BertModel
+
+from tests.texts import WORDS, bert, tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import benchmark_text
+import train_bert
+import training
+
+TINY = train_bert.Setting(
+    width=16, layers=1, heads=2, words=80, epochs=8, batch=16, learning_rate=1e-2, longest=12
+)
+
+
+def write_parquet(path, count, seed, keys):
+    """Random words and, somewhere among them, the one that is the class."""
+    draw = random.Random(seed)
+    others = [word for word in WORDS[:-1] if word not in keys]
+    labels = [i % len(keys) for i in range(count)]
+    texts = []
+    for label in labels:
+        words = [keys[label], *draw.choices(others, k=draw.randint(1, 5))]
+        texts.append(" ".join(draw.sample(words, len(words))))
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(keys))})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_dict({"text": texts, "label": labels}, features=features).to_parquet(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed, (name, keys) in enumerate(
+        {"asked": ("who", "what"), "named": ("book", "song", "movie")}.items()
+    ):
+        write_parquet(tmp_path / name / "train.parquet", 120, seed, keys)
+        write_parquet(tmp_path / name / "test.parquet", 24, 10 + seed, keys)
+    return tmp_path
+
+
+@pytest.fixture
+def pretrained(folder):
+    bert(labels=3, seed=4).half().save_pretrained(folder / "pretrained")
+    tokenizer().save_pretrained(folder / "pretrained")
+    return folder / "pretrained"
+
+
+def call(main, monkeypatch, options, setting=TINY):
+    """Calls a script with options, those of the setting included."""
+    pairs = {**options, **{f"--{k.replace('_', '-')}": v for k, v in vars(setting).items()}}
+    flat = [str(x) for k, v in pairs.items() for x in (k, *(v if isinstance(v, list) else [v]))]
+    monkeypatch.setattr(sys, "argv", ["x", *flat])
+    main()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 19, 20, 50])
+def test_a_schedule_takes_any_number_of_steps(steps):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    schedule = training.one_cycle(optimizer, 1e-2, steps)
+    rates = []
+    for _ in range(steps):
+        rates += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(1e-2 / 25)
+    assert all(0 < rate <= 1e-2 for rate in rates)
+    assert steps < 20 or rates[-1] < 1e-6
+
+
+def test_training_learns_and_follows_its_seed(folder, monkeypatch, capsys):
+    options = {"--data": folder / "asked", "--tokenizer-data": [folder / "asked", folder / "named"]}
+    call(train_bert.main, monkeypatch, {**options, "--seed": 3, "--out": folder / "one"})
+    assert "on 12 validation texts" in capsys.readouterr().out
+    record = training.read_record(folder / "one")
+    assert record["validation_accuracy"] > 0.9
+    assert (record["init"], record["setting"]) == (None, vars(TINY))
+    parts = training.split_validation(train_bert.read_texts(folder / "asked" / "train.parquet"))
+    same = AutoTokenizer.from_pretrained(folder / "one")  # another one might number tokens anew
+    train_bert.train_and_save(*parts, same, TINY, 3, folder / "two")
+    one, two = (BertForSequenceClassification.from_pretrained(folder / n) for n in ("one", "two"))
+    for name, parameter in one.named_parameters():
+        assert torch.equal(parameter, two.get_parameter(name)), name
+    assert one.config.id2label == {0: "who", 1: "what"}
+    assert "movie" in same.get_vocab()
+
+
+def test_training_starts_from_a_checkpoint_with_a_new_head(folder, pretrained, monkeypatch):
+    still = train_bert.Setting(epochs=1, batch=200, learning_rate=0, longest=12)
+    options = {"--data": folder / "named", "--init": pretrained, "--out": folder / "model"}
+    call(train_bert.main, monkeypatch, options, still)
+    trained = BertForSequenceClassification.from_pretrained(folder / "model", dtype="auto")
+    known = BertForSequenceClassification.from_pretrained(pretrained, dtype=torch.float32)
+    for name, tensor in known.bert.state_dict().items():
+        assert torch.equal(trained.bert.state_dict()[name], tensor), name
+    assert not torch.equal(trained.classifier.weight, known.classifier.weight)
+    assert trained.config.id2label == {0: "book", 1: "song", 2: "movie"}
+    assert AutoTokenizer.from_pretrained(folder / "model").get_vocab() == tokenizer().get_vocab()
+    record = training.read_record(folder / "model")
+    found = {name: record["setting"][name] for name in ("width", "layers", "heads", "words")}
+    assert found == {"width": 12, "layers": 2, "heads": 3, "words": len(tokenizer())}
+    assert round(record["setting"]["mlp_ratio"] * 12) == known.config.intermediate_size
+    assert record["init"] == "pretrained"
+
+
+def test_a_checkpoint_and_a_new_tokenizer_exclude_each_other(folder, monkeypatch, capsys):
+    options = {"--data": folder, "--out": folder, "--init": folder, "--tokenizer-data": [folder]}
+    with pytest.raises(SystemExit):
+        call(train_bert.main, monkeypatch, options)
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_benchmark_writes_every_row_and_no_folder(folder, pretrained, monkeypatch):
+    options = {"--data": [folder / "asked", folder / "named"], "--cache": folder / "cache"}
+    options |= {"--out": folder / "out", "--samples": 40, "--choices": []}
+    monkeypatch.setattr(benchmark_text, "MERGES", benchmark_text.MERGES[1::4])
+    monkeypatch.setattr(benchmark_text, "CHOICES", benchmark_text.CHOICES[:1])
+    trained, train = [], benchmark_text.train_and_save
+    monkeypatch.setattr(
+        benchmark_text, "train_and_save", lambda *a: trained.append(a[5].name) or train(*a)
+    )
+    for _ in range(2):
+        call(benchmark_text.main, monkeypatch, options)
+    assert trained == ["asked_seed0", "named_seed1"]  # then the cache is used
+    text = (folder / "out" / "text.md").read_text()
+    record = json.loads((folder / "out" / "text.json").read_text())
+    assert str(folder) not in text + json.dumps(record)
+    assert record["command"].startswith("python scripts/benchmark_text.py --data asked named ")
+    (group,) = record["groups"]
+    names = [row["name"] for row in group["test"]]
+    assert names[:3] == ["asked", "named", "ensemble"]
+    assert names[5:] == ["average, least-squares head", "zipfit 1.0"]
+    assert [row["name"] for row in group["validation"]] == [*names, "head_penalty 0.01"]
+    own = [row["per_task"] for row in group["test"][:3]]
+    assert own[2] == {"asked": own[0]["asked"], "named": own[1]["named"]}
+    assert all(text.count(f"\n| {name} |") == 2 for name in names)
+
+    call(benchmark_text.main, monkeypatch, {**options, "--init": pretrained})
+    assert len(trained) == 4  # others than those of the cache
+    assert "from one checkpoint, pretrained, and" in (folder / "out" / "text.md").read_text()
+    bodies = [BertModel.from_pretrained(folder / "cache" / n) for n in trained[:2]]
+    assert bodies[0].config.hidden_size == bodies[1].config.hidden_size == 12
