@@ -23,7 +23,8 @@ from torch import Tensor
 
 from hf_zip.matching.correlation import correlation
 from hf_zip.matching.zip import zip_features
-from hf_zip.statistics.covariance import CHUNK_ROWS, Covariance
+from hf_zip.statistics.covariance import Covariance
+from hf_zip.statistics.sums import CHUNK_ROWS
 
 
 def main() -> None:

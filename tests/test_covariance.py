@@ -5,7 +5,7 @@ import torch
 
 from hf_zip.errors import HfZipError
 from hf_zip.statistics import covariance as module
-from hf_zip.statistics import statistics
+from hf_zip.statistics import statistics, sums
 from hf_zip.statistics.covariance import Covariance
 
 
@@ -30,7 +30,7 @@ def features(rows, size, mean=0.0, dtype=torch.float32):
 def small_blocks(request, monkeypatch):
     """Sizes below, at and above multiples of a block, and batches of several chunks."""
     monkeypatch.setattr(module, "BLOCK", 4)
-    monkeypatch.setattr(module, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(sums, "CHUNK_ROWS", 7)
     return request.param
 
 

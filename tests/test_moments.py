@@ -5,7 +5,7 @@ import torch
 from hf_zip.errors import HfZipError
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.ridge import ridge
-from hf_zip.statistics.covariance import CHUNK_ROWS
+from hf_zip.statistics.sums import CHUNK_ROWS
 
 
 def data(rows=60, features=5, targets=3, mean=0.0, seed=0):

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from hf_zip.errors import HfZipError
-from hf_zip.statistics import statistics
-from hf_zip.statistics import variance as module
+from hf_zip.statistics import statistics, sums
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.statistics.variance import Variance
 
@@ -17,7 +16,7 @@ def statistic(*batches):
 
 @pytest.mark.parametrize("mean", [0.0, 1e3])
 def test_any_split_of_the_rows_gives_mean_and_variance(mean, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(sums, "CHUNK_ROWS", 7)
     x = torch.randn(50, 4, dtype=torch.float64) + mean
     for sizes in ([50], [1] * 50, [7, 14, 29], [0, 49, 1]):
         found = statistic(*x.split(sizes))
@@ -76,3 +75,13 @@ def test_values_that_are_not_finite_are_refused():
 def test_no_rows_are_refused(read):
     with pytest.raises(HfZipError, match="no rows yet; update the variance"):
         read(Variance(3))
+
+
+def test_the_state_of_another_size_is_refused():
+    with pytest.raises(HfZipError, match="that of 3 features has"):
+        Variance(3).load_state(Variance(4).state())
+
+
+def test_no_features_are_refused():
+    with pytest.raises(HfZipError, match="variance of 0 features"):
+        Variance(0)

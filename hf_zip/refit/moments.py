@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hf_zip.errors import HfZipError
 from hf_zip.refit.ridge import ridge
-from hf_zip.statistics.covariance import CHUNK_ROWS, Covariance
+from hf_zip.statistics.covariance import Covariance
+from hf_zip.statistics.sums import CHUNK_ROWS
 
 
 @dataclass(frozen=True)

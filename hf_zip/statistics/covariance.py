@@ -1,21 +1,19 @@
 """The covariance of all features, from a stream of batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from hf_zip.errors import HfZipError
 from hf_zip.statistics import Statistic
+from hf_zip.statistics.sums import FeatureSums
 
-# Rows that one product sums before the float64 sums take over.
-CHUNK_ROWS = 4096
 # The second moment is symmetric, so only blocks of this size on and above the diagonal are kept.
 BLOCK = 512
 
 
-class Covariance:
+class Covariance(FeatureSums):
     """Sums of features and of their products over a stream of batches.
 
     Each chunk of a batch is centred by its own mean and multiplied in the batch's precision,
@@ -38,44 +36,8 @@ class Covariance:
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        if size < 1:
-            raise HfZipError(f"a covariance of {size} features is asked for; it needs at least 1")
-        device = torch.device("cpu" if torch.device(device).type == "mps" else device)
-        self.size = size
         self._lengths = [min(BLOCK, size - at) * (size - at) for at in range(0, size, BLOCK)]
-        self._state = {
-            "count": torch.zeros((), dtype=torch.float64, device=device),
-            "sum": torch.zeros(size, dtype=torch.float64, device=device),
-            "second_moment": torch.zeros(sum(self._lengths), dtype=torch.float64, device=device),
-        }
-
-    @torch.no_grad()
-    def update(self, x: Float[Tensor, "rows size"]) -> None:
-        """Adds rows of features.
-
-        Args:
-            x: The features; half precision is converted to float32.
-
-        Raises:
-            HfZipError: The number of features is another one, or a value is not finite or too
-                large to be squared.
-        """
-        if x.ndim != 2 or x.shape[1] != self.size:
-            raise HfZipError(
-                f"features of shape {tuple(x.shape)} were given; it should be (rows, {self.size})"
-            )
-        if x.dtype != torch.float64:
-            x = x.float()
-        # The norm is finite only if every value is: one light pass instead of a mask.
-        if not torch.linalg.vector_norm(x).isfinite():
-            raise HfZipError(
-                f"a batch of {self.size} features holds values that are not finite, or too large "
-                f"to be squared in {x.dtype}; check the inputs and the model's precision"
-            )
-        # Under autocast the products would be computed in half precision.
-        with torch.autocast(x.device.type, enabled=False):
-            for start in range(0, len(x), CHUNK_ROWS):
-                self._add(x[start : start + CHUNK_ROWS])
+        super().__init__(size, device, second_moment=(sum(self._lengths),))
 
     def _add(self, x: Float[Tensor, "rows size"]) -> None:
         """Adds Σxxᵀ = Σyyᵀ + (Σy + n c) cᵀ + c Σyᵀ, with y = x - c and c near the mean."""
@@ -111,44 +73,6 @@ class Covariance:
             value.add_(other._state[name].to(value.device))
         return total
 
-    def state(self) -> dict[str, Tensor]:
-        """Returns the sums, all plain: those of several processes add up. They are no copies."""
-        return dict(self._state)
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Replaces the sums by copies of others.
-
-        Args:
-            state: What `state()` returned, possibly summed over processes.
-
-        Raises:
-            HfZipError: The state is that of another number of features.
-        """
-        self._check(state)
-        for name, value in self._state.items():
-            value.copy_(state[name])
-
-    def _check(self, state: Mapping[str, Tensor]) -> None:
-        given = {name: tuple(value.shape) for name, value in state.items()}
-        expected = {name: tuple(value.shape) for name, value in self._state.items()}
-        if given != expected:
-            raise HfZipError(
-                f"the state has shapes {given}; that of {self.size} features has {expected}"
-            )
-
-    @property
-    def count(self) -> int:
-        """Number of rows so far."""
-        return int(self._state["count"])
-
-    def mean(self) -> Float64[Tensor, "size"]:
-        """Returns the mean of each feature.
-
-        Raises:
-            HfZipError: There are no rows yet.
-        """
-        return self._state["sum"] / self._rows()
-
     def covariance(self) -> Float64[Tensor, "size size"]:
         """Returns the covariance, divided by the number of rows: exactly symmetric, in float64.
 
@@ -174,11 +98,6 @@ class Covariance:
         result[constant] = 0
         result[:, constant] = 0
         return result
-
-    def _rows(self) -> int:
-        if not self.count:
-            raise HfZipError("there are no rows yet; update the covariance with some features")
-        return self.count
 
 
 ENTRY = Statistic(
