@@ -81,3 +81,18 @@ def with_trunk(model: PreTrainedModel, trunk: Mapping[str, Tensor]) -> PreTraine
     for name, tensor in trunk.items():
         merged.get_parameter(name).copy_(tensor)
     return merged
+
+
+def trunk_of(model: PreTrainedModel, adapter: Adapter) -> dict[str, Tensor]:
+    """Returns the parameters of a merged model by name, heads left out, on the CPU.
+
+    Args:
+        model: The model.
+        adapter: Its family's table.
+    """
+    heads = tuple(f"{name}." for name in head_names(model, adapter))
+    return {
+        name: parameter.detach().cpu()
+        for name, parameter in model.named_parameters()
+        if not name.startswith(heads)
+    }

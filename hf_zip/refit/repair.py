@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.align import shares
 from hf_zip.collect import Call, capture, first_call, make_accelerator, make_loader
-from hf_zip.groups import Block, Tap, blocks, head_names, merge_groups
+from hf_zip.groups import Block, Tap, blocks, merge_groups
 from hf_zip.matching.merge_map import MergeMap
-from hf_zip.refit.head import with_trunk
+from hf_zip.refit.head import trunk_of, with_trunk
 from hf_zip.refit.held import Held
 from hf_zip.refit.spread import Spread, mapped_spreads, mean_spread, rescale, spread_of
 from hf_zip.statistics.variance import Variance
@@ -96,13 +96,7 @@ def repair(
                 for name, found in streams.spreads(block, names, accelerator).items():
                     rescale(merged.get_submodule(name), found, wanted[name])
             streams.advance(block)
-    heads = tuple(f"{name}." for name in head_names(merged, adapter))
-    state = {
-        name: parameter.detach().cpu()
-        for name, parameter in merged.named_parameters()
-        if not name.startswith(heads)
-    }
-    return state, config
+    return trunk_of(merged, adapter), config
 
 
 def _stages(model: PreTrainedModel, adapter: Adapter) -> dict[Block, tuple[Stage, ...]]:

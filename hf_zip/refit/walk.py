@@ -26,6 +26,7 @@ from hf_zip.groups import (
     merge_groups,
     outer_readers,
 )
+from hf_zip.refit.head import trunk_of
 from hf_zip.refit.held import Held
 from hf_zip.refit.readout import fit_readout
 from hf_zip.refit.shape import Shape
@@ -245,13 +246,7 @@ def fit_model(
             for part, share in fit(work, layer).items():
                 explained[f"layers.{position}.{part}"] = share
         heads = fit_readout(work, adapter, setting.loader, options.head_penalty)
-    prefixes = tuple(f"{name}." for name in head_names(student, adapter))
-    state = {
-        name: parameter.detach().cpu()
-        for name, parameter in student.named_parameters()
-        if not name.startswith(prefixes)
-    }
-    return Fitted(state=state, heads=heads, config=config, explained=explained)
+    return Fitted(trunk_of(student, adapter), heads, config, explained)
 
 
 def plain_student(

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.groups import Block, base_name, head_names
 from hf_zip.refit.block import choose_units, keep_heads, lower_heads
+from hf_zip.refit.head import trunk_of
 from hf_zip.refit.held import Held
 from hf_zip.refit.post_norm.attention import fit_attention, read_teachers
 from hf_zip.refit.post_norm.basis import choose_basis, plain_norm
@@ -113,13 +114,7 @@ def zipfit_post_norm(
             before = layer.mlp_norm
         fit_poolers(work, adapter, options.head_penalty)
         heads = fit_readout(work, adapter, [b.inputs for b in batches], options.head_penalty)
-    prefixes = tuple(f"{name}." for name in head_names(student, adapter))
-    state = {
-        name: parameter.detach().cpu()
-        for name, parameter in student.named_parameters()
-        if not name.startswith(prefixes)
-    }
-    return Fitted(state=state, heads=heads, config=config, explained=explained)
+    return Fitted(trunk_of(student, adapter), heads, config, explained)
 
 
 def _fit_block(work: PostNormWork, layer: Block, norm: str, shape: ZipShape) -> dict[str, float]:
