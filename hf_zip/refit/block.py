@@ -1,5 +1,6 @@
 """One block of a zipfit: all teachers' heads at a lower rank, and the MLP units that matter."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -34,11 +35,15 @@ def fit_block(work: Work, layer: Block, shape: ZipShape) -> dict[str, float]:
     all_units = len(work.teachers) * work.teachers[0].get_submodule(layer.mlp_out).in_features
     projections, activity = read_teachers(work, layer, choosing=shape.units < all_units)
     units = choose_units(activity, work, layer)
+
+    def wanted(middle: Float[Tensor, "rows n"]) -> Float[Tensor, "rows units"]:
+        return kept_units(work, layer, units, normalised(work, layer, middle))
+
     heads = lower_heads(projections, work, shape)
     keep = partial(keep_heads, shape=shape, penalty=work.penalty)
     return {
         "attention": fit_attention(work, layer, heads, keep),
-        "mlp": fit_mlp(work, layer, partial(_kept_units, work, layer, units)),
+        "mlp": fit_mlp(work, layer, wanted),
     }
 
 
@@ -103,17 +108,22 @@ def choose_units(
     return tuple(own.nonzero().flatten() for own in kept.chunk(len(work.teachers)))
 
 
-def _kept_units(
+def kept_units(
     work: Work,
     layer: Block,
-    units: tuple[Int64[Tensor, "_"], ...],
-    middle: Float[Tensor, "rows n"],
+    units: Sequence[Int64[Tensor, "_"]],
+    streams: Sequence[Float[Tensor, "rows _"]],
 ) -> Float[Tensor, "rows units"]:
-    """What goes into the kept units of all teachers."""
+    """Returns what goes into the kept units of all teachers.
+
+    Args:
+        work: The models.
+        layer: Names of the block's modules.
+        units: For each teacher the MLP units to keep.
+        streams: What each teacher's MLP reads.
+    """
     parts = []
-    for teacher, stream, own in zip(
-        work.teachers, normalised(work, layer, middle), units, strict=True
-    ):
+    for teacher, stream, own in zip(work.teachers, streams, units, strict=True):
         mlp_in = teacher.get_submodule(layer.mlp_in)
         parts.append(linear(stream, mlp_in.weight[own], mlp_in.bias[own]))
     return torch.cat(parts, dim=1)

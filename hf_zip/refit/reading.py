@@ -39,8 +39,7 @@ def read_teachers(
     projections = RegressionMoments(work.shape.width, 3 * count * attention.in_features, device)
     activity = Covariance(count * mlp.in_features, device) if choosing else None
     norm = work.student.get_submodule(layer.attention_norm)
-    # A unit counts by what it writes to the stream, not by how active it is.
-    importance = _written(work, layer)
+    importance = written(work, layer, work.matrix)
     for batch in range(work.num_batches):
         before = work.held["teachers", batch].chunk(count, dim=-1)
         after, seen = run_block(work.teachers, layer.name, before, [*places, middle, units])
@@ -56,9 +55,17 @@ def read_teachers(
     return moments, None if activity is None else work.reduced(activity)
 
 
-def _written(work: Work, layer: Block) -> Float[Tensor, "units"]:
-    """How much each MLP unit of all teachers writes to the merged stream when it is active."""
-    maps = work.matrix.chunk(len(work.teachers), dim=1)
+def written(work: Work, layer: Block, matrix: Float[Tensor, "width n"]) -> Float[Tensor, "units"]:
+    """Returns how much each MLP unit of all teachers writes to the merged stream when it is active.
+
+    That is what a unit counts by, not how active it is.
+
+    Args:
+        work: The models.
+        layer: Names of the block's modules.
+        matrix: Maps what all teachers write, side by side, to the merged stream.
+    """
+    maps = matrix.chunk(len(work.teachers), dim=1)
     writers = [teacher.get_submodule(layer.mlp_out) for teacher in work.teachers]
     return torch.cat(
         [(part @ writer.weight).norm(dim=0) for part, writer in zip(maps, writers, strict=True)]

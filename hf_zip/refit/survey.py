@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
-from hf_zip.collect import capture, reduced
+from hf_zip.collect import Call, capture, reduced
 from hf_zip.groups import Block, Tap, base_name
 from hf_zip.statistics.covariance import Covariance
 
@@ -76,11 +76,23 @@ def run_block(
     name: str,
     streams: Sequence[Float[Tensor, "inputs tokens _"]],
     taps: Sequence[Tap],
+    call: Call | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[list[Float[Tensor, "inputs tokens _"]], list[dict[Tap, Tensor]]]:
-    """Returns each model's stream after a block, and what was seen at the taps."""
+    """Returns each model's stream after a block, and what was seen at the taps.
+
+    Args:
+        models: The models.
+        name: Name of the block.
+        streams: Each model's stream before it.
+        taps: Where to look.
+        call: What the block takes beside the stream; left out, nothing.
+        mask: Which tokens are no padding, and seen; left out, all.
+    """
+    call = call or Call((), {})
     after, seen = [], []
     for model, stream in zip(models, streams, strict=True):
-        with capture(model, taps) as record:
-            after.append(model.get_submodule(name)(stream))
+        with capture(model, taps, mask) as record:
+            after.append(call.again(model.get_submodule(name), stream))
         seen.append(record)
     return after, seen

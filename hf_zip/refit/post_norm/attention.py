@@ -3,17 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
 
 from hf_zip.groups import Block, Tap
-from hf_zip.refit.attention import Heads, Keep
+from hf_zip.refit.attention import Heads, Keep, attend, set_attention
 from hf_zip.refit.moments import Moments, RegressionMoments
 from hf_zip.refit.post_norm.carry import Carry, fit_carry
 from hf_zip.refit.post_norm.weighted import ScaledMoments
 from hf_zip.refit.post_norm.work import PostNormWork, centred, scales
-from hf_zip.refit.reading import SELECTION_ROWS
+from hf_zip.refit.reading import SELECTION_ROWS, written
 from hf_zip.refit.work import set_linear
 from hf_zip.statistics.covariance import Covariance
 
@@ -56,14 +53,7 @@ def read_teachers(work: PostNormWork, layer: Block, norm: str, choosing: bool) -
     projections = RegressionMoments(work.shape.width, 3 * count * attention.in_features, device)
     carried = RegressionMoments(work.matrix.shape[1], work.shape.width, device)
     activity = Covariance(count * mlp.in_features, device) if choosing else None
-    # A unit counts by what it writes to the stream, not by how active it is.
-    maps = (work.matrix / work.basis.plains[layer.mlp_norm].gain).chunk(count, dim=1)
-    importance = torch.cat(
-        [
-            (part @ teacher.get_submodule(layer.mlp_out).weight).norm(dim=0)
-            for part, teacher in zip(maps, work.teachers, strict=True)
-        ]
-    )
+    importance = written(work, layer, work.matrix / work.basis.plains[layer.mlp_norm].gain)
     stride = max(1, work.num_rows // SELECTION_ROWS)
     for batch in range(work.num_batches):
         merged = work.rows("merged", batch)
@@ -102,28 +92,13 @@ def fit_attention(work: PostNormWork, layer: Block, heads: Heads, carry: Carry, 
     sums = ScaledMoments(len(heads.value), work.shape.width, work.accelerator.device)
     for batch in range(work.num_batches):
         merged = work.rows("merged", batch)
-        written = carry(work.held.pop("attention", batch))
-        contexts = _attend(work.held["merged", batch], heads, work.batches[batch].real)
-        sums.update(contexts, centred(written), scales(merged + written, eps))
+        added = carry(work.held.pop("attention", batch))
+        real = work.batches[batch].real
+        # Padding is not attended to.
+        contexts = attend(work.held["merged", batch], heads, mask=real[:, None, None, :])
+        sums.update(contexts[real], centred(added), scales(merged + added, eps))
     moments = work.reduced(sums).moments()
     chosen, kept = keep(moments)
-    rows = torch.arange(len(heads.query)).unflatten(0, (heads.count, -1))[chosen].flatten()
     output, output_bias = moments.mapped(kept).fit(work.penalty)
-    set_linear(student.get_submodule(layer.query), heads.query[rows], heads.query_bias[rows])
-    set_linear(student.get_submodule(layer.key), heads.key[rows])
-    set_linear(student.get_submodule(layer.value), kept @ heads.value)
+    set_attention(student, layer, heads, chosen, kept @ heads.value)
     set_linear(student.get_submodule(layer.output), output, output_bias)
-
-
-def _attend(
-    stream: Float[Tensor, "inputs tokens width"], heads: Heads, real: Bool[Tensor, "inputs tokens"]
-) -> Float[Tensor, "rows values"]:
-    """The contexts of all heads at real tokens; padding is not attended to."""
-    weights = [part.to(stream) for part in (heads.query, heads.key, heads.value)]
-    biases = (heads.query_bias.to(stream), None, None)
-    query, key, value = (
-        linear(stream, weight, bias).unflatten(-1, (heads.count, -1)).transpose(1, 2)
-        for weight, bias in zip(weights, biases, strict=True)
-    )
-    attended = scaled_dot_product_attention(query, key, value, attn_mask=real[:, None, None, :])
-    return attended.transpose(1, 2).flatten(2)[real]

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.groups import Block, base_name, head_names
-from hf_zip.refit.block import choose_units, keep_heads, lower_heads
+from hf_zip.refit.block import choose_units, keep_heads, kept_units, lower_heads
 from hf_zip.refit.head import trunk_of
 from hf_zip.refit.held import Held
 from hf_zip.refit.post_norm.attention import fit_attention, read_teachers
@@ -122,25 +121,14 @@ def _fit_block(work: PostNormWork, layer: Block, norm: str, shape: ZipShape) -> 
     all_units = len(work.teachers) * work.teachers[0].get_submodule(layer.mlp_out).in_features
     reading = read_teachers(work, layer, norm, choosing=shape.units < all_units)
     units = choose_units(reading.activity, work, layer)
+
+    def wanted(middle: Float[Tensor, "rows n"]) -> Float[Tensor, "rows units"]:
+        return kept_units(work, layer, units, middle.chunk(len(work.teachers), dim=1))
+
     heads = lower_heads(reading.projections, work, shape)
     keep = partial(keep_heads, shape=shape, penalty=work.penalty)
     fit_attention(work, layer, heads, reading.carry, keep)
-    return fit_mlp(work, layer, partial(_kept_units, work, layer, units))
-
-
-def _kept_units(
-    work: PostNormWork,
-    layer: Block,
-    units: tuple[Int64[Tensor, "_"], ...],
-    middle: Float[Tensor, "rows n"],
-) -> Float[Tensor, "rows units"]:
-    """What goes into the kept units of all teachers."""
-    parts = []
-    streams = middle.chunk(len(work.teachers), dim=1)
-    for teacher, stream, own in zip(work.teachers, streams, units, strict=True):
-        mlp_in = teacher.get_submodule(layer.mlp_in)
-        parts.append(linear(stream, mlp_in.weight[own], mlp_in.bias[own]))
-    return torch.cat(parts, dim=1)
+    return fit_mlp(work, layer, wanted)
 
 
 def _keep_norms(student: PreTrainedModel, teacher: PreTrainedModel, names: Sequence[str]) -> None:

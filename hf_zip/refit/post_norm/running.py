@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_zip.collect import Call, capture, first_call
-from hf_zip.groups import Block, Tap
+from hf_zip.collect import Call, first_call
+from hf_zip.groups import Block
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,3 @@ def embedded(
 ) -> list[Float[Tensor, "inputs tokens _"]]:
     """Returns each model's stream before its first block."""
     return [first_call(model, first.name, batch.inputs)[0] for model in models]
-
-
-def run_block(
-    models: Sequence[PreTrainedModel],
-    name: str,
-    streams: Sequence[Float[Tensor, "inputs tokens _"]],
-    batch: Batch,
-    taps: Sequence[Tap],
-) -> tuple[list[Float[Tensor, "inputs tokens _"]], list[dict[Tap, Tensor]]]:
-    """Returns each model's stream after a block, and what was seen of real tokens at the taps."""
-    after, seen = [], []
-    for model, stream in zip(models, streams, strict=True):
-        with capture(model, taps, batch.real) as record:
-            after.append(batch.call.again(model.get_submodule(name), stream))
-        seen.append(record)
-    return after, seen

@@ -10,7 +10,8 @@ from torch import Tensor
 from hf_zip.collect import reduced
 from hf_zip.groups import Tap
 from hf_zip.refit.post_norm.basis import Plain
-from hf_zip.refit.post_norm.running import Batch, embedded, run_block
+from hf_zip.refit.post_norm.running import Batch, embedded
+from hf_zip.refit.survey import run_block
 from hf_zip.refit.walk import Setting
 from hf_zip.statistics.covariance import Covariance
 
@@ -59,7 +60,7 @@ def survey(
         for position, layer in enumerate(layers):
             norms = layer.attention_norm, layer.mlp_norm
             taps = [Tap(layer.output, "input"), *(Tap(norm, "output") for norm in norms)]
-            streams, seen = run_block(teachers, layer.name, streams, batch, taps)
+            streams, seen = run_block(teachers, layer.name, streams, taps, batch.call, batch.real)
             for norm, tap in zip(norms, taps[1:], strict=True):
                 sums.update(plains[norm](torch.cat([record[tap] for record in seen], dim=1)))
             if heads:

@@ -10,7 +10,8 @@ from torch.nn.functional import layer_norm
 
 from hf_zip.groups import Block, Tap
 from hf_zip.refit.post_norm.basis import Basis
-from hf_zip.refit.post_norm.running import Batch, run_block
+from hf_zip.refit.post_norm.running import Batch
+from hf_zip.refit.survey import run_block
 from hf_zip.refit.work import Work
 
 
@@ -39,16 +40,19 @@ class PostNormWork(Work):
         self, layer: Block, batch: int, taps: Sequence[Tap]
     ) -> tuple[Float[Tensor, "inputs tokens width"], dict[Tap, Tensor]]:
         """Returns the merged stream after a block, and what was seen of real tokens at the taps."""
-        stream = [self.held["merged", batch]]
-        after, seen = run_block([self.student], layer.name, stream, self.batches[batch], taps)
-        return after[0], seen[0]
+        stream, given = [self.held["merged", batch]], self.batches[batch]
+        (after,), (seen,) = run_block(
+            [self.student], layer.name, stream, taps, given.call, given.real
+        )
+        return after, seen
 
     def run_teachers(
         self, layer: Block, batch: int, taps: Sequence[Tap]
     ) -> list[dict[Tap, Tensor]]:
         """Moves the teachers' streams past a block; returns what was seen of each at the taps."""
         before = self.held["teachers", batch].chunk(len(self.teachers), dim=-1)
-        after, seen = run_block(self.teachers, layer.name, before, self.batches[batch], taps)
+        given = self.batches[batch]
+        after, seen = run_block(self.teachers, layer.name, before, taps, given.call, given.real)
         self.held["teachers", batch] = torch.cat(after, dim=-1)
         return seen
 
