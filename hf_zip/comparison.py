@@ -42,14 +42,7 @@ def measure(
     if runtime.calibration is None:
         skipped["one trunk"] = "its least-squares head needs calibration data, and none were given"
     else:
-        candidates += one_trunks(
-            sources,
-            tasks,
-            runtime.calibration,
-            runtime.batch_size,
-            runtime.accelerator,
-            runtime.progress,
-        )
+        candidates += one_trunks(sources, tasks, runtime.calibration, **runtime.running)
     candidates += [merged(other, tasks, called) for called, other in (others or {}).items()]
     candidates.append(merged(model, tasks, name or method))
     batch_size = max((spec.batch_size for spec in request.recipe.evaluation), default=64)

@@ -200,7 +200,5 @@ def _moments(full: Any, runtime: Runtime, inputs: Any) -> list[Covariance]:
         inputs,
         observations,
         Covariance,
-        runtime.batch_size,
-        runtime.accelerator,
-        runtime.progress,
+        **runtime.running,
     )

@@ -197,9 +197,7 @@ def covariances(inputs: MergeInputs) -> dict[str, tuple[torch.Tensor, ...]]:
         runtime.calibration,
         [observation for _, observation in observations],
         Covariance,
-        runtime.batch_size,
-        runtime.accelerator,
-        runtime.progress,
+        **runtime.running,
     )
     by_group: dict[str, tuple[torch.Tensor, ...]] = {}
     for (name, _), statistic in zip(observations, found, strict=True):

@@ -61,9 +61,7 @@ def fit_unmerge(
         runtime.calibration,
         [Observation(merged + width * len(sources), places)],
         Covariance,
-        runtime.batch_size,
-        runtime.accelerator,
-        runtime.progress,
+        **runtime.running,
     )
     weight, bias = regress(found, merged, penalty)
     maps = {}

@@ -82,6 +82,15 @@ class Runtime:
     accelerator: Any
     progress: bool
 
+    @property
+    def running(self) -> dict[str, Any]:
+        """Arguments by name of whatever runs the models."""
+        return {
+            "batch_size": self.batch_size,
+            "accelerator": self.accelerator,
+            "progress": self.progress,
+        }
+
 
 @dataclass(frozen=True)
 class MergeInputs:
@@ -241,23 +250,11 @@ def merge_aligned(
     ]
     trunk = mean(trunks, weights)
     runtime, config = inputs.runtime, dict[str, Any]()
-    running: dict[str, Any] = {
-        "batch_size": runtime.batch_size,
-        "accelerator": runtime.accelerator,
-        "progress": runtime.progress,
-    }
+    given = (runtime.models, runtime.adapter, runtime.calibration)
     if refit == "head" and inputs.heads:
-        heads = refit_heads(trunk, runtime.models, runtime.adapter, runtime.calibration, **running)
+        heads = refit_heads(trunk, *given, **runtime.running)
     if refit == "repair":
-        trunk, config = repair(
-            trunk,
-            runtime.models,
-            runtime.adapter,
-            runtime.calibration,
-            matching.maps,
-            weights,
-            **running,
-        )
+        trunk, config = repair(trunk, *given, matching.maps, weights, **runtime.running)
     return Merged(
         state=trunk,
         heads=heads,
@@ -297,9 +294,7 @@ def refit_aligned(
         matching.maps,
         weights,
         options,
-        runtime.batch_size,
-        runtime.accelerator,
-        runtime.progress,
+        **runtime.running,
     )
     return Merged(
         state=fitted.state,

@@ -14,9 +14,7 @@ def run(inputs: MergeInputs, options: FitOptions) -> Merged:
         runtime.adapter,
         runtime.calibration,
         options,
-        runtime.batch_size,
-        runtime.accelerator,
-        runtime.progress,
+        **runtime.running,
     )
     return Merged(
         state=fitted.state,
