@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import adapter_for
-from hf_zip.collect import capture, make_accelerator, make_loader, observe, reduced
+from hf_zip.collect import capture, check_inputs, make_accelerator, make_loader, observe, reduced
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, head_names
 from hf_zip.refit import regress
@@ -141,8 +141,7 @@ def one_trunks(
     """
     labels = _num_labels(tasks)
     taps = [_head_input(source) for source in sources]
-    if not len(inputs):
-        raise HfZipError("there are no calibration inputs; give a data set with at least one row")
+    check_inputs(inputs)
     accelerator = accelerator or make_accelerator()
     models = [source.model.to(accelerator.device).eval() for source in sources]
     sizes = [m.get_submodule(tap.module).in_features for m, tap in zip(models, taps, strict=True)]

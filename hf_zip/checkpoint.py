@@ -12,7 +12,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
-from hf_zip.errors import HfZipError, first_line
+from hf_zip.errors import HfZipError, first_few, first_line
 from hf_zip.modeling import HfZipConfig, HfZipMultiHeadConfig
 
 # In the order in which transformers looks for them.
@@ -165,7 +165,9 @@ def _check_complete(info: Mapping[str, Any], cls: str, reference: str) -> None:
         "left over": info["unexpected_keys"],
         "of another shape": shapes,
     }
-    problems = [f"{len(x)} {kind} ({_first_few(x)})" for kind, x in lists.items() if x]
+    problems = [
+        f"{len(x)} {kind} ({first_few(sorted(x), 3, str)})" for kind, x in lists.items() if x
+    ]
     if problems:
         raise HfZipError(
             f"the weights of {reference!r} are not those of a {cls}: {', '.join(problems)}. Its "
@@ -250,7 +252,3 @@ def digest(files: Sequence[Path]) -> str:
         return digests[0]
     listed = (f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
     return hashlib.sha256("".join(listed).encode()).hexdigest()
-
-
-def _first_few(names: set[str], count: int = 3) -> str:
-    return ", ".join(sorted(names)[:count]) + (", …" if len(names) > count else "")

@@ -65,6 +65,16 @@ def make_accelerator() -> Accelerator:
     return Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False))
 
 
+def check_inputs(inputs: Any) -> None:
+    """Checks that there are calibration inputs.
+
+    Raises:
+        HfZipError: There are none.
+    """
+    if not len(inputs):
+        raise HfZipError("there are no calibration inputs; give a data set with at least one row")
+
+
 def make_loader(inputs: Any, batch_size: int, accelerator: Accelerator) -> Any:
     """Returns this process's batches of a map-style data set, in its order."""
     loader: DataLoader[Any] = DataLoader(
@@ -108,8 +118,7 @@ def collect(
         HfZipError: There are no inputs, a model has no such module, or its features there are not
             those of the tokens.
     """
-    if not len(inputs):
-        raise HfZipError("there are no calibration inputs; give a data set with at least one row")
+    check_inputs(inputs)
     accelerator = accelerator or make_accelerator()
     models = [model.to(accelerator.device).eval() for model in models]
     accumulators = [statistic(o.size, device=accelerator.device) for o in observations]

@@ -8,6 +8,7 @@ from torch import nn
 from hf_zip.adapters import adapter_for
 from hf_zip.assemble import CONFIG_KEY, merge_record
 from hf_zip.cost import parameters
+from hf_zip.errors import first_few
 from hf_zip.groups import MergeGroup, head_names, merge_groups
 from hf_zip.merged import is_of_own_class, load_merge
 from hf_zip.modeling import HfZipForImageClassification, HfZipMultiHeadModel
@@ -53,7 +54,7 @@ def _source_lines(source: Source) -> list[str]:
     lines = [
         f"{source.reference}: {type(model).__name__}, {_size(model)}",
         f"    revision: {source.revision or source.sha256}",
-        f"    labels ({len(labels)}): {_first_few(labels)}",
+        f"    labels ({len(labels)}): {first_few(labels, 8, str)}",
     ]
     record = getattr(model.config, CONFIG_KEY, None)
     if record:
@@ -95,16 +96,12 @@ def _partial_lines(folder: str, model: HfZipForImageClassification) -> list[str]
     for task in config.tasks:
         tails = " and ".join(map(str, task["members"]))
         labels = task["labels"]
-        lines.append(f"    task {task['name']}, tail {tails}: {_first_few(labels)}")
+        lines.append(f"    task {task['name']}, tail {tails}: {first_few(labels, 8, str)}")
     return lines
 
 
 def _size(module: nn.Module) -> str:
     return f"{amount(parameters([module]))} parameters"
-
-
-def _first_few(labels: Sequence[str], count: int = 8) -> str:
-    return ", ".join(labels[:count]) + (" …" if len(labels) > count else "")
 
 
 def _group_lines(groups: Sequence[MergeGroup]) -> list[str]:

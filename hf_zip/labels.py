@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datasets import ClassLabel
 
 from hf_zip.data import Table
-from hf_zip.errors import HfZipError
+from hf_zip.errors import HfZipError, first_few
 from hf_zip.tasks import says_nothing
 
 logger = logging.getLogger(__name__)
@@ -58,15 +58,11 @@ def label_positions(
     if not unique:
         raise HfZipError(
             f"labels of data {table.name!r} cannot be matched by name, because task {task!r} has "
-            f"some names twice: {_first_few(own)}; give every label a name of its own in id2label"
+            f"some names twice: {first_few(own, 4)}; give every label a name of its own in id2label"
         )
     strange = list(dict.fromkeys(name for name in shown if name not in known))
     raise HfZipError(
         f"{len(strange)} labels of data {table.name!r} are unknown to task {task!r}: "
-        f"{_first_few(strange)}. It knows {len(own)}: {_first_few(own)}. Leave their rows out, or "
-        "give both sides the same names"
+        f"{first_few(strange, 4)}. It knows {len(own)}: {first_few(own, 4)}. Leave their rows out, "
+        "or give both sides the same names"
     )
-
-
-def _first_few(names: Sequence[str], count: int = 4) -> str:
-    return ", ".join(map(repr, names[:count])) + (", …" if len(names) > count else "")

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_zip.compatibility import Finding, both, refused
-from hf_zip.errors import HfZipError
+from hf_zip.errors import HfZipError, first_few
 from hf_zip.sources import Source
 from hf_zip.texts import longest_text
 from hf_zip.vocabulary import order_between
@@ -108,8 +108,8 @@ def _other_tokens(pair: str, mine: Sequence[str], theirs: Sequence[str], force: 
     return refused(
         "vocabulary",
         f"{pair} have different vocabularies: {shared} tokens are shared, {len(only)} only in the "
-        f"first ({_few(only)}) and {len(others)} only in the second ({_few(others)}), so rows of "
-        "their word embeddings mean different tokens",
+        f"first ({first_few(only, 3)}) and {len(others)} only in the second "
+        f"({first_few(others, 3)}), so rows of their word embeddings mean different tokens",
         "Merge models that were fine-tuned with one tokenizer",
         "rows of one id are merged whatever they mean",
         force,
@@ -163,7 +163,3 @@ def _tokens(tokenizer: Any, text: Any) -> list[str]:
 def _shown(value: Any, count: int = 60) -> str:
     text = " ".join(value) if isinstance(value, list | tuple) else value
     return repr(text[:count] + ("…" if len(text) > count else ""))
-
-
-def _few(tokens: Sequence[str], count: int = 3) -> str:
-    return (", ".join(map(repr, tokens[:count])) or "none") + (", …" if len(tokens) > count else "")
