@@ -72,7 +72,7 @@ def _multi_head_lines(folder: str, model: HfZipMultiHeadModel) -> list[str]:
         f"{config.trunk_config.hidden_size}, {_size(model.trunk)}",
     ]
     for entry, head in zip(config.heads, model.heads, strict=True):
-        labels = f": {_first_few(entry['labels'])}" if entry["labels"] else ""
+        labels = f": {first_few(entry['labels'], 8, str)}" if entry["labels"] else ""
         lines.append(
             f"    task {entry['name']}, {entry['kind']} by the head of {entry['architecture']}, "
             f"{_size(head)}{labels}"

@@ -93,9 +93,7 @@ def _fit_maps(model: HfZipMultiHeadModel, runtime: Runtime, penalty: float) -> t
         runtime.calibration,
         [Observation(merged + width * count, places)],
         Covariance,
-        runtime.batch_size,
-        runtime.accelerator,
-        runtime.progress,
+        **runtime.running,
     )
     weight, bias = regress(found, merged, penalty)
     for position, entry in enumerate(model.config.heads):
