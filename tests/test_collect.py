@@ -10,12 +10,11 @@ from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, merge_groups
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.texts import TextReader
-from tests.launch import torchrun
+from tests.launch import run_in
 from tests.models import images, randomise, rows, vit
 from tests.texts import VOCABULARY, bert, sentences, tokenizer
 
 SCRIPT = """
-import sys, torch
 from accelerate.utils import gather_object
 from hf_zip.adapters import adapter_for
 from hf_zip.collect import collect, group_observations, make_accelerator
@@ -35,28 +34,12 @@ groups = merge_groups(models[0], adapter_for("vit"))
 observations = [o for group in groups for o in group_observations(group, 2)]
 found = collect(models, rows(images(models[0], 37)), observations, Counting, 8, accelerator, False)
 updates = gather_object([updates])
-if accelerator.is_main_process:
-    torch.save({
-        "processes": accelerator.num_processes,
-        "updates": updates,
-        "covariances": [f.covariance() for f in found],
-    }, sys.argv[1])
-if torch.distributed.is_initialized():  # a process that leaves early takes the others down
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+found = {"updates": updates, "covariances": [f.covariance() for f in found]}
 """
 
 
-def run(script, out, processes):
-    torchrun(script, out, processes=processes)
-    return torch.load(out)
-
-
 def test_two_processes_with_unequal_batches_give_the_numbers_of_one(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    one, two = (run(script, tmp_path / f"{n}.pt", n) for n in (1, 2))
-    assert (one["processes"], two["processes"]) == (1, 2)
+    one, two = (run_in(n, SCRIPT, tmp_path) for n in (1, 2))
     assert len(set(two["updates"])) == 2  # 37 inputs make 5 batches: one process has more
     assert sum(two["updates"]) == sum(one["updates"])
     for a, b in zip(one["covariances"], two["covariances"], strict=True):
@@ -249,7 +232,6 @@ def test_features_that_are_not_the_tokens_are_refused():
 
 
 TEXT_SCRIPT = """
-import sys, torch
 from accelerate.utils import gather_object
 from hf_zip.collect import collect, make_accelerator
 from hf_zip.statistics.covariance import Covariance
@@ -266,23 +248,13 @@ class Counting(Covariance):
         super().update(x)
 found = collect(models, texts(), places(TOKENS + POOLED), Counting, 8, accelerator, False)
 updates = gather_object([updates])
-if accelerator.is_main_process:
-    torch.save({
-        "processes": accelerator.num_processes,
-        "updates": updates,
-        "states": [f.state() for f in found],
-    }, sys.argv[1])
-if torch.distributed.is_initialized():  # a process that leaves early takes the others down
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+found = {"updates": updates, "states": [f.state() for f in found]}
 """
 
 
 def test_two_processes_give_the_statistics_of_texts_of_one(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(TEXT_SCRIPT)
-    two = run(script, tmp_path / "two.pt", 2)
-    assert two["processes"] == len(set(two["updates"])) == 2
+    two = run_in(2, TEXT_SCRIPT, tmp_path)
+    assert len(set(two["updates"])) == 2
     expected = statistics(texts(), 8)
     found = statistics(texts(1), 1)
     for statistic, state in zip(found, two["states"], strict=True):

@@ -13,7 +13,7 @@ from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation, evaluate
 from hf_zip.sources import Source
 from hf_zip.tasks import Task, resolve_tasks
-from tests.launch import torchrun
+from tests.launch import END, torchrun
 from tests.models import images, randomise, rows, vit
 
 A = Task("a", ("cat", "dog"), 0, (0,), ((0, 1),))
@@ -318,16 +318,13 @@ print(
     file=open(f"{sys.argv[1]}/{accelerator.process_index}.json", "w"),
 )
 accelerator.end_training()
-if torch.distributed.is_initialized():  # a process that leaves early takes the others down
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 """
 
 
 def launch(folder, processes):
     folder.mkdir()
     script = folder / "measure.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT + END)
     torchrun(script, folder, processes=processes)
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 

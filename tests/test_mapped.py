@@ -19,8 +19,8 @@ from hf_zip.methods import MergeInputs, Runtime, merge_aligned
 from hf_zip.refit.mapped import merged_shape, refit_mapped
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.walk import RidgeOptions
+from tests.launch import assert_same_fit, run_in
 from tests.models import images, permuted, random_inputs, random_permutations, rows, vit
-from tests.test_collect import run
 from tests.test_zipfit import assembled, deit, logits, relative_error, rotated
 
 EXACT = RidgeOptions(penalty=1e-10, head_penalty=1e-10)
@@ -245,7 +245,6 @@ def test_streams_on_disk_give_the_same_to_the_last_bit(tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import sys, torch
 from hf_zip.adapters import adapter_for, adapters
 from hf_zip.collect import make_accelerator
 from hf_zip.refit.mapped import refit_mapped
@@ -256,28 +255,13 @@ models = [vit(seed=1).double(), vit(labels=4, seed=2).double()]
 accelerator = make_accelerator()
 fitted = refit_mapped(models, adapter_for("vit"), rows(images(models[0], 70)),
     maps_to_first(models[0], [3]), None, None, 16, accelerator, False)
-if accelerator.is_main_process:
-    torch.save({
-        "processes": accelerator.num_processes,
-        "state": fitted.state,
-        "heads": fitted.heads,
-        "explained": fitted.explained,
-    }, sys.argv[1])
-if torch.distributed.is_initialized():  # a process that leaves early takes the others down
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+found = vars(fitted)
 """
 
 
 def test_two_processes_with_unequal_batches_give_the_model_of_one(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    one, two = (run(script, tmp_path / f"{n}.pt", n) for n in (1, 2))
-    assert (one["processes"], two["processes"]) == (1, 2)
-    for a, b in zip((one["state"], *one["heads"]), (two["state"], *two["heads"]), strict=True):
-        for name in a:
-            assert (a[name] - b[name]).abs().max() <= 1e-8 * a[name].abs().max().clamp(min=1), name
-    assert two["explained"] == pytest.approx(one["explained"], abs=1e-10)
+    one, two = (run_in(n, SCRIPT, tmp_path) for n in (1, 2))
+    assert_same_fit(one, two)
 
 
 def test_sizes_without_maps_are_those_of_the_sources():

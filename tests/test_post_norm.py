@@ -24,8 +24,8 @@ from hf_zip.refit.post_norm.embedding import split_places
 from hf_zip.refit.post_norm.gains import SMALLEST, GainMoments
 from hf_zip.refit.post_norm.weighted import ScaledMoments
 from hf_zip.refit.zipfit import FitOptions
+from tests.launch import assert_same_fit, run_in
 from tests.models import permuted, random_inputs, randomise, rows
-from tests.test_collect import run
 from tests.texts import bert, sentences, tokenizer
 
 EXACT = {"penalty": 1e-10, "head_penalty": 1e-10}
@@ -175,7 +175,6 @@ def test_streams_on_disk_give_the_same_to_the_last_bit(tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import sys, torch
 from hf_zip.adapters import adapter_for
 from hf_zip.collect import make_accelerator
 from hf_zip.refit.post_norm import zipfit_post_norm
@@ -188,24 +187,13 @@ accelerator = make_accelerator()
 data = rows(random_inputs(models[0], 70))
 options = FitOptions()
 fitted = zipfit_post_norm(models, adapter_for("bert"), data, options, 16, accelerator, False)
-if accelerator.is_main_process:
-    found = {"state": fitted.state, "heads": fitted.heads, "explained": fitted.explained}
-    torch.save({"processes": accelerator.num_processes, **found}, sys.argv[1])
-if torch.distributed.is_initialized():  # a process that leaves early takes the others down
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+found = vars(fitted)
 """
 
 
 def test_two_processes_with_unequal_batches_give_the_model_of_one(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    one, two = (run(script, tmp_path / f"{n}.pt", n) for n in (1, 2))
-    assert (one["processes"], two["processes"]) == (1, 2)
-    for a, b in zip((one["state"], *one["heads"]), (two["state"], *two["heads"]), strict=True):
-        for name in a:
-            assert (a[name] - b[name]).abs().max() <= 1e-8 * a[name].abs().max().clamp(min=1), name
-    assert two["explained"] == pytest.approx(one["explained"], abs=1e-10)
+    one, two = (run_in(n, SCRIPT, tmp_path) for n in (1, 2))
+    assert_same_fit(one, two)
 
 
 def test_a_merge_of_texts_is_a_native_model_that_loads_again(tmp_path):

@@ -30,8 +30,8 @@ from hf_zip.refit.stream import centred_basis, stream_map
 from hf_zip.refit.survey import survey
 from hf_zip.refit.work import Work
 from hf_zip.refit.zipfit import FitOptions, zipfit
+from tests.launch import assert_same_fit, run_in
 from tests.models import images, permuted, randomise, rows, vit, with_parameters
-from tests.test_collect import run
 
 EXACT = {"penalty": 1e-10, "head_penalty": 1e-10}
 
@@ -377,7 +377,6 @@ def test_a_disk_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
 
 
 SCRIPT = """
-import sys, torch
 from accelerate.utils import gather_object
 from hf_zip.adapters import adapter_for
 from hf_zip.collect import make_accelerator
@@ -396,30 +395,14 @@ block.fit_attention = counting
 data = rows(images(models[0], 70))
 fitted = zipfit(models, adapter_for("vit"), data, FitOptions(), 16, accelerator, False)
 batches = gather_object([batches[0]])
-if accelerator.is_main_process:
-    torch.save({
-        "processes": accelerator.num_processes,
-        "batches": batches,
-        "state": fitted.state,
-        "heads": fitted.heads,
-        "explained": fitted.explained,
-    }, sys.argv[1])
-if torch.distributed.is_initialized():  # a process that leaves early takes the others down
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+found = {"batches": batches, **vars(fitted)}
 """
 
 
 def test_two_processes_with_unequal_batches_give_the_model_of_one(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    one, two = (run(script, tmp_path / f"{n}.pt", n) for n in (1, 2))
-    assert (one["processes"], two["processes"]) == (1, 2)
+    one, two = (run_in(n, SCRIPT, tmp_path) for n in (1, 2))
     assert (one["batches"], sorted(two["batches"])) == ([5], [2, 3])
-    for a, b in zip((one["state"], *one["heads"]), (two["state"], *two["heads"]), strict=True):
-        for name in a:
-            assert (a[name] - b[name]).abs().max() <= 1e-8 * a[name].abs().max().clamp(min=1), name
-    assert two["explained"] == pytest.approx(one["explained"], abs=1e-10)
+    assert_same_fit(one, two)
 
 
 def test_sources_are_left_as_they_were_and_a_second_run_gives_the_same():
