@@ -23,6 +23,7 @@ from hf_zip.tasks import Task
 
 Kind = Literal["parent", "ensemble", "average", "control", "merge"]
 Batch = Mapping[str, Tensor]
+Answers = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Candidate:
         name: Its name in tables, unique among the candidates of an evaluation.
         kind: What it is.
         modules: The modules it runs, for its number of parameters and its device.
-        logits: Answers a batch of model inputs with one column per label of all tasks, in order;
-            columns that it cannot answer are -inf.
+        answers: Answers a batch of model inputs: for every task that it can answer, by name, the
+            logits of the task's labels, in order; of every token, where the task asks of tokens.
     """
 
     name: str
     kind: Kind
     modules: tuple[nn.Module, ...]
-    logits: Callable[[Batch], Float[Tensor, "batch labels"]]
+    answers: Callable[[Batch], Answers]
 
 
 def parent(sources: Sequence[Source], position: int, tasks: Sequence[Task]) -> Candidate:
@@ -54,26 +55,27 @@ def parent(sources: Sequence[Source], position: int, tasks: Sequence[Task]) -> C
     Raises:
         HfZipError: There are no tasks.
     """
-    source, labels = sources[position], _num_labels(tasks)
+    _num_labels(tasks)
+    source = sources[position]
 
-    def logits(batch: Batch) -> Tensor:
+    def answers(batch: Batch) -> Answers:
         own = forward(source.model, batch)
-        placed = own.new_full((len(own), labels), -torch.inf)
-        for task in tasks:
-            for member, rows in zip(task.members, task.rows, strict=True):
-                if member == position:
-                    placed[:, task.start : task.stop] = own[:, list(rows)]
-        return placed
+        return {
+            task.name: own[..., list(rows)]
+            for task in tasks
+            for member, rows in zip(task.members, task.rows, strict=True)
+            if member == position
+        }
 
-    return Candidate(_called(source), "parent", (source.model,), logits)
+    return Candidate(_called(source), "parent", (source.model,), answers)
 
 
 def ensemble(sources: Sequence[Source], tasks: Sequence[Task]) -> Candidate:
     """Returns all sources side by side: every input goes through every one of them.
 
-    Each task's columns hold the logits of its source. Where several sources share a task they hold
-    the mean of their logits: inside the task that ranks labels exactly as the mean of their
-    log-softmax does, and its columns keep the scale of the other tasks'.
+    A task is answered by the logits of its source. Where several sources share it, by the mean of
+    their logits: inside the task that ranks labels exactly as the mean of their log-softmax does,
+    and they keep the scale of the other tasks'.
 
     Args:
         sources: The sources of the merge.
@@ -84,10 +86,10 @@ def ensemble(sources: Sequence[Source], tasks: Sequence[Task]) -> Candidate:
     """
     _num_labels(tasks)
 
-    def logits(batch: Batch) -> Tensor:
+    def answers(batch: Batch) -> Answers:
         return _of_tasks([forward(source.model, batch) for source in sources], tasks)
 
-    return Candidate("ensemble", "ensemble", tuple(s.model for s in sources), logits)
+    return Candidate("ensemble", "ensemble", tuple(s.model for s in sources), answers)
 
 
 def merged(
@@ -110,7 +112,7 @@ def merged(
             f"{name!r} has {model.config.num_labels} labels, but the {len(tasks)} tasks have "
             f"{labels} in all; give a model that was assembled for these tasks"
         )
-    return Candidate(name, kind, (model,), lambda batch: forward(model, batch))
+    return Candidate(name, kind, (model,), lambda batch: _split(forward(model, batch), tasks))
 
 
 def one_trunks(
@@ -154,14 +156,14 @@ def one_trunks(
                 with capture(model, [tap], batch.get("attention_mask")) as seen:
                     answers.append(forward(model, batch))
                 read.append(seen[tap])
-            wanted = _of_tasks(answers, tasks)
+            wanted = torch.cat(list(_of_tasks(answers, tasks).values()), dim=1)
             for sums, features in zip(moments, read, strict=True):
                 sums.update(torch.cat([features, wanted], dim=1))
     heads = [
         _linear(*regress(reduced(sums, accelerator), size)).to(accelerator.device)
         for sums, size in zip(moments, sizes, strict=True)
     ]
-    return [_one_trunk(*parts) for parts in zip(sources, taps, heads, strict=True)]
+    return [_one_trunk(*parts, tasks) for parts in zip(sources, taps, heads, strict=True)]
 
 
 def _head_input(source: Source) -> Tap:
@@ -171,31 +173,34 @@ def _head_input(source: Source) -> Tap:
     return Tap(names[0], "input")
 
 
-def _one_trunk(source: Source, tap: Tap, head: nn.Linear) -> Candidate:
+def _one_trunk(source: Source, tap: Tap, head: nn.Linear, tasks: Sequence[Task]) -> Candidate:
     return Candidate(
         f"one trunk ({_called(source)})",
         "control",
         (source.model.base_model, head),
-        lambda batch: head(observe(source.model, [tap], batch)[tap]),
+        lambda batch: _split(head(observe(source.model, [tap], batch)[tap]), tasks),
     )
 
 
-def forward(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch labels"]:
+def forward(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch *tokens labels"]:
     """Returns a model's logits in float32; models cast their inputs to their own precision."""
     logits: Tensor = model(**batch).logits
     return logits.float()
 
 
-def _of_tasks(
-    answers: Sequence[Float[Tensor, "batch _"]], tasks: Sequence[Task]
-) -> Float[Tensor, "batch labels"]:
-    """The columns of all tasks from the logits of all sources."""
-    return torch.cat([_mean_of_members(answers, task) for task in tasks], dim=1)
+def _split(logits: Float[Tensor, "batch *tokens labels"], tasks: Sequence[Task]) -> Answers:
+    """The answer to each task from logits that hold the labels of all of them side by side."""
+    return {task.name: logits[..., task.start : task.stop] for task in tasks}
 
 
-def _mean_of_members(answers: Sequence[Tensor], task: Task) -> Tensor:
+def _of_tasks(logits: Sequence[Tensor], tasks: Sequence[Task]) -> Answers:
+    """The answer to each task from the logits of all sources."""
+    return {task.name: _mean_of_members(logits, task) for task in tasks}
+
+
+def _mean_of_members(logits: Sequence[Tensor], task: Task) -> Tensor:
     members = zip(task.members, task.rows, strict=True)
-    return torch.stack([answers[member][:, list(rows)] for member, rows in members]).mean(dim=0)
+    return torch.stack([logits[member][..., list(rows)] for member, rows in members]).mean(dim=0)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from hf_zip.candidates import Candidate, Kind
+from hf_zip.candidates import Answers, Candidate, Kind
 from hf_zip.collect import collation, make_accelerator, make_loader
 from hf_zip.cost import macs, parameters
 from hf_zip.errors import HfZipError, unknown
@@ -32,7 +32,7 @@ class Row:
             task's own; nothing where it cannot answer.
         mean: Mean of the accuracies over tasks; nothing if it cannot answer all.
         joint: Accuracy in [0, 1] over the samples of all tasks, the best label taken among those
-            of all tasks; nothing if it cannot answer all.
+            of all tasks; nothing if it cannot answer all, or if not all ask for one label.
         parameters: Number of parameters.
         macs: Multiply-accumulates for the first input: of texts, the longest.
     """
@@ -130,7 +130,7 @@ def evaluate(
     evaluated = [task for task in tasks if task.name in data]
     counts = torch.stack(
         [
-            _count(candidates, task, data[task.name], batch_size, accelerator, progress)
+            _count(candidates, task, tasks, data[task.name], batch_size, accelerator, progress)
             for task in evaluated
         ]
     )
@@ -142,7 +142,7 @@ def evaluate(
     first = _first_input(data[evaluated[0].name], accelerator.device)
     return Evaluation(
         rows=tuple(
-            _row(candidate, evaluated, counts[:, position].tolist(), macs(candidate.logits, first))
+            _row(candidate, evaluated, counts[:, position].tolist(), macs(candidate.answers, first))
             for position, candidate in enumerate(candidates)
         ),
         tasks=tuple(
@@ -156,6 +156,7 @@ def evaluate(
 def _count(
     candidates: Sequence[Candidate],
     task: Task,
+    tasks: Sequence[Task],
     data: Any,
     batch_size: int,
     accelerator: Accelerator,
@@ -168,37 +169,38 @@ def _count(
         labels, inputs = batch[LABELS], _inputs(batch)
         _check_labels(labels, task)
         for position, candidate in enumerate(candidates):
-            counts[position] += _tally(candidate, candidate.logits(inputs), labels, task)
+            counts[position] += _tally(candidate, candidate.answers(inputs), labels, task, tasks)
     return counts
 
 
 def _tally(
     candidate: Candidate,
-    logits: Float[Tensor, "batch columns"],
+    answers: Answers,
     labels: Int[Tensor, "batch"],
     task: Task,
+    tasks: Sequence[Task],
 ) -> Int[Tensor, "5"]:
     """Returns five numbers of samples.
 
     All; those that the candidate answers for this task; that it answers right; that it answers for
     every task; and that it answers right among the labels of all tasks.
     """
-    missing = logits.isneginf()
-    if not (logits.isfinite() | missing).all():
-        raise HfZipError(
-            f"{candidate.name!r} gave an answer that is not a number on task {task.name!r}; check "
-            "the inputs and the weights"
-        )
-    own = slice(task.start, task.stop)
-    return torch.stack(
-        [
-            torch.tensor(len(labels), device=labels.device),
-            (~missing[:, own].any(dim=1)).sum(),
-            (logits[:, own].argmax(dim=1) == labels).sum(),
-            (~missing.any(dim=1)).sum(),
-            (logits.argmax(dim=1) == task.start + labels).sum(),
-        ]
-    )
+    for answer in answers.values():
+        if not answer.isfinite().all():
+            raise HfZipError(
+                f"{candidate.name!r} gave an answer that is not a number on task {task.name!r}; "
+                "check the inputs and the weights"
+            )
+    counts = torch.zeros(5, dtype=torch.int64, device=labels.device)
+    counts[0] = len(labels)
+    if task.name in answers:
+        counts[1] = len(labels)
+        counts[2] = (answers[task.name].argmax(dim=1) == labels).sum()
+    if all(other.name in answers and other.kind == "classification" for other in tasks):
+        side_by_side = torch.cat([answers[other.name] for other in tasks], dim=1)
+        counts[3] = len(labels)
+        counts[4] = (side_by_side.argmax(dim=1) == task.start + labels).sum()
+    return counts
 
 
 def _row(

@@ -18,8 +18,6 @@ from tests.models import images, randomise, rows, vit
 
 A = Task("a", ("cat", "dog"), 0, (0,), ((0, 1),))
 B = Task("b", ("red", "green", "blue"), 2, (1,), ((0, 1, 2),))
-NOTHING = -torch.inf
-
 
 DESCRIPTION = {"data": "org/pets", "split": "test"}
 
@@ -30,7 +28,12 @@ class Described(list):
 
 def answers(name="stub", kind="merge"):
     """A candidate that answers with its input, so that a test can write the logits down."""
-    return Candidate(name, kind, (), lambda batch: batch["pixel_values"])
+    return Candidate(name, kind, (), lambda batch: side_by_side(batch["pixel_values"]))
+
+
+def side_by_side(logits):
+    """Answers to the tasks whose columns there are."""
+    return {task.name: logits[:, task.start : task.stop] for task in (A, B)[: logits.shape[1] // 2]}
 
 
 def samples(*pairs):
@@ -68,8 +71,8 @@ def test_batches_do_not_change_the_counts(batch_size):
 
 
 def test_a_task_that_cannot_be_answered_has_no_accuracy():
-    half = samples(([5.0, 1.0, NOTHING, NOTHING, NOTHING], 0))
-    other = samples(([5.0, 1.0, NOTHING, NOTHING, NOTHING], 2))
+    half = samples(([5.0, 1.0], 0))
+    other = samples(([5.0, 1.0], 2))
     (row,) = run([answers()], [A, B], {"a": half, "b": other}).rows
     assert (row.per_task, row.mean, row.joint) == ({"a": 1.0, "b": None}, None, None)
 
@@ -96,16 +99,16 @@ def test_evaluation_goes_through_json():
     assert [row.name for row in evaluation.of_kind("parent")] == ["p"]
 
 
-def test_a_parent_fills_the_columns_of_its_task_in_the_order_of_its_labels():
+def test_a_parent_answers_its_task_in_the_order_of_its_labels():
     first, second = vit(names=["cat", "dog"]), vit(names=["blue", "red", "green"], seed=1)
     pair = sources(first, second)
     batch = images(first)
     shuffled = Task("b", ("red", "green", "blue"), 2, (1,), ((1, 2, 0),))
     with torch.inference_mode():
-        placed = parent(pair, 1, [A, shuffled]).logits(batch)
+        found = parent(pair, 1, [A, shuffled]).answers(batch)
         own = second(**batch).logits
-    assert placed[:, :2].isneginf().all()
-    torch.testing.assert_close(placed[:, 2:], own[:, [1, 2, 0]], rtol=0, atol=0)
+    assert list(found) == ["b"]
+    torch.testing.assert_close(found["b"], own[:, [1, 2, 0]], rtol=0, atol=0)
 
 
 def test_the_ensemble_of_one_parent_is_the_parent():
@@ -113,8 +116,8 @@ def test_the_ensemble_of_one_parent_is_the_parent():
     tasks = resolve_tasks(alone)
     batch = images(alone[0].model)
     with torch.inference_mode():
-        expected = parent(alone, 0, tasks).logits(batch)
-        torch.testing.assert_close(ensemble(alone, tasks).logits(batch), expected, rtol=0, atol=0)
+        expected = parent(alone, 0, tasks).answers(batch)
+        torch.testing.assert_close(ensemble(alone, tasks).answers(batch), expected, rtol=0, atol=0)
 
 
 def test_members_of_one_task_answer_by_the_mean_of_their_logits():
@@ -123,7 +126,7 @@ def test_members_of_one_task_answer_by_the_mean_of_their_logits():
     tasks = resolve_tasks(pair)
     batch = images(first)
     with torch.inference_mode():
-        found = ensemble(pair, tasks).logits(batch)
+        found = ensemble(pair, tasks).answers(batch)["pets"]
         logits = [first(**batch).logits, second(**batch).logits[:, [1, 0]]]
     torch.testing.assert_close(found, (logits[0] + logits[1]) / 2)
     by_probability = sum(each.log_softmax(dim=1) for each in logits)
@@ -134,8 +137,12 @@ def test_a_merged_model_in_half_precision_takes_float_inputs():
     model = vit(labels=5).to(torch.bfloat16)
     candidate = merged(model, [A, B], "half")
     with torch.inference_mode():
-        logits = candidate.logits({"pixel_values": torch.randn(2, 3, 8, 8)})
-    assert (candidate.kind, logits.shape, logits.dtype) == ("merge", (2, 5), torch.float32)
+        found = candidate.answers({"pixel_values": torch.randn(2, 3, 8, 8)})
+    assert candidate.kind == "merge"
+    assert {name: (x.shape, x.dtype) for name, x in found.items()} == {
+        "a": ((2, 2), torch.float32),
+        "b": ((2, 3), torch.float32),
+    }
 
 
 def trunk_features(model, batch):
@@ -150,7 +157,9 @@ def test_one_trunk_is_the_ridge_regression_of_the_ensembles_logits():
     control = one_trunks(pair, tasks, rows(batch), 8, progress=False)[1]
     with torch.inference_mode():
         targets = torch.cat([s.model(**batch).logits for s in pair], dim=1).double().numpy()
-        found = control.logits(unseen).double().numpy()
+        answers = control.answers(unseen)
+        found = torch.cat(list(answers.values()), dim=1).double().numpy()
+    assert list(answers) == ["task 0", "task 1"]
     x = trunk_features(pair[1].model, batch)
     centred = x - x.mean(axis=0)
     gram = centred.T @ centred
@@ -179,9 +188,9 @@ def test_one_trunk_reads_the_first_of_several_heads():
     seen = []
     handle = model.cls_classifier.register_forward_hook(lambda _, args, __: seen.append(args[0]))
     with torch.inference_mode():
-        found = control.logits(images(model, 4))
+        found = control.answers(images(model, 4))
         handle.remove()
-        torch.testing.assert_close(found, control.modules[1](seen[0]))
+        torch.testing.assert_close(found["task 0"], control.modules[1](seen[0]))
 
 
 # A ViT of 4 patches of 3 * 4 * 4 values and a class token, 12 wide, 2 blocks with MLPs of 20.
@@ -289,7 +298,7 @@ batches = 0
 def counted(batch):
     global batches
     batches += 1
-    return both.logits(batch)
+    return both.answers(batch)
 
 
 data = {
