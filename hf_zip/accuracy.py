@@ -55,7 +55,8 @@ def deepest_sharing(
     is shallower than what is returned.
 
     Args:
-        points: How many percent points may be lost against the ensemble.
+        points: How many percent points of accuracy, or of a task's other metric times 100, may be
+            lost against the ensemble.
         allowed: Numbers of shared blocks to choose among, ascending.
         build: Returns the merge with a number of shared blocks.
         sources: The sources of the merge.
@@ -117,5 +118,5 @@ def same_data(task: str) -> HfZipError:
 
 
 def _lost(found: Accuracies, best: Accuracies) -> float:
-    """The percent points of accuracy that are lost on the worst task."""
+    """The percent points of accuracy, or of another metric, that are lost on the worst task."""
     return max(100 * ((best[task] or 0.0) - (found[task] or 0.0)) for task in best)

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_zip.candidates import Kind
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
+from hf_zip.metrics import hub_metric
 from hf_zip.redact import published
 from hf_zip.report import Report, SourceRecord
 from hf_zip.tables import escape, markdown_table, percent
@@ -71,8 +72,10 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
                 if report.evaluation and report.evaluation.of_kind(kind)
             },
             merge=_last(report.evaluation, "merge"),
+            metrics=_metrics(report.evaluation),
             ensemble=_last(report.evaluation, "ensemble"),
             better=_better_than_merge(report.evaluation),
+            joint_beside=_joint_beside,
             not_evaluated=_not_evaluated(report),
             correlation=_correlation(report.matching),
             explained=_least_explained(report.explained),
@@ -129,14 +132,14 @@ def _metadata(report: Report, title: str, pipeline: str | None) -> ModelCardData
         tags=["merge", "hf_zip", report.method.name, *([pipeline] if pipeline else [])],
         license=_license(report.sources),
         datasets=data_sets or None,
-        metrics=["accuracy"] if results else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         model_name=title if results else None,
         eval_results=results or None,
     )
 
 
 def _results(report: Report, task_type: str) -> Iterator[EvalResult]:
-    """The measured accuracies of the merged model, as the Hub's model-index holds them."""
+    """What was measured of the merged model, as the Hub's model-index holds it."""
     row = _last(report.evaluation, "merge")
     if row is None or report.evaluation is None:
         return
@@ -148,8 +151,8 @@ def _results(report: Report, task_type: str) -> Iterator[EvalResult]:
             dataset_name=_data_name(task),
             dataset_split=task.data.get("split"),
             dataset_revision=task.data.get("revision"),
-            metric_type="accuracy",
-            metric_name=f"accuracy on task {task.name}",
+            metric_type=hub_metric(task.metric),
+            metric_name=f"{task.metric} on task {task.name}",
             metric_value=row.per_task[task.name],
         )
     if row.joint is not None:
@@ -196,6 +199,11 @@ def _license(sources: Sequence[SourceRecord]) -> str | None:
     return stated.pop() if len(stated) == 1 and not stated & {*_NO_LICENSE} else None
 
 
+def _metrics(evaluation: Evaluation | None) -> list[str]:
+    """What was measured, each metric once."""
+    return list(dict.fromkeys(task.metric for task in evaluation.tasks)) if evaluation else []
+
+
 def _last(evaluation: Evaluation | None, kind: Kind) -> Row | None:
     """The last row of a kind: this merge comes after any other merges of the same sources."""
     rows = evaluation.of_kind(kind) if evaluation else ()
@@ -225,6 +233,13 @@ def _better_than_merge(evaluation: Evaluation | None) -> list[Row]:
         return []
     rows = (*evaluation.of_kind("average"), *evaluation.of_kind("control"))
     return [r for r in rows if _exceeds(r.mean, merge.mean) or _exceeds(r.joint, merge.joint)]
+
+
+def _joint_beside(row: Row, other: Row) -> str:
+    """The joint accuracies of two rows, after their means; nothing where neither has one."""
+    if row.joint is None and other.joint is None:
+        return ""
+    return f", joint {percent(row.joint)} beside {percent(other.joint)}"
 
 
 def _exceeds(accuracy: float | None, other: float | None) -> bool:

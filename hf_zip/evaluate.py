@@ -1,4 +1,4 @@
-"""Labelled data in, accuracies out: the merge beside its parents, their ensemble and controls."""
+"""Labelled data in, metrics out: the merge beside its parents, their ensemble and controls."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence, Sized
@@ -8,17 +8,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
-from jaxtyping import Int
+from jaxtyping import Float64
 from torch import Tensor
 
 from hf_zip.candidates import Answers, Candidate, Kind
 from hf_zip.collect import collation, make_accelerator, make_loader
 from hf_zip.cost import macs, parameters
 from hf_zip.errors import HfZipError, unknown
+from hf_zip.kinds import target_names
+from hf_zip.metrics import METRICS, metric_of
 from hf_zip.plain import build
 from hf_zip.tasks import Task
 
-LABELS = "labels"
+_COUNTS = 4  # before the sums of the metric: see `_tally`
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Row:
     Args:
         name: Its name.
         kind: What it is.
-        per_task: For each evaluated task its accuracy in [0, 1], the best label taken among the
-            task's own; nothing where it cannot answer.
-        mean: Mean of the accuracies over tasks; nothing if it cannot answer all.
+        per_task: For each evaluated task the value of its metric, at most 1; of an accuracy, the
+            best label is taken among the task's own. Nothing where it cannot answer.
+        mean: Mean of these values over tasks; nothing if it cannot answer all.
         joint: Accuracy in [0, 1] over the samples of all tasks, the best label taken among those
             of all tasks; nothing if it cannot answer all, or if not all ask for one label.
         parameters: Number of parameters.
@@ -54,11 +56,13 @@ class EvaluatedTask:
         name: The task.
         samples: Number of samples.
         data: Where they come from, as the data set describes itself.
+        metric: What was measured; see `hf_zip.metrics`.
     """
 
     name: str
     samples: int
     data: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -104,56 +108,67 @@ def evaluate(
     progress: bool = True,
     skipped: Mapping[str, str] | None = None,
 ) -> Evaluation:
-    """Returns the accuracies and costs of all candidates, in one pass over each task's data.
+    """Returns metrics and costs of all candidates, in one pass over each task's data.
 
-    Each process counts the right answers of its own batches and the counts are reduced once, so any
-    number of processes gives the same accuracies.
+    Each process sums over its own batches and the sums are reduced once, so any number of processes
+    gives the same numbers. What is measured depends on what the heads of a task answer: see
+    `hf_zip.metrics`.
 
     Args:
         candidates: What to compare; their modules are moved to the accelerator's device.
         tasks: The tasks of the merge.
-        data: For each task to evaluate a map-style data set of model inputs and `labels`, the
-            position of the right label in the task. Its `description`, if any, goes on record.
+        data: For each task to evaluate a map-style data set of model inputs with what is right:
+            `labels` (the position of the right label in the task, for every token where the task
+            asks of tokens; of a regression numbers), or `start_positions` and `end_positions`. Its
+            `description`, if any, goes on record.
         batch_size: Inputs per forward.
         accelerator: The accelerator to run under; made here when left out.
         progress: Show a progress bar, on the main process.
         skipped: What is missing among the candidates, and why; goes on record.
 
     Raises:
-        HfZipError: Candidates share a name, a task is unknown, has no data or a label out of range,
-            an answer is not a number, or samples were counted twice.
+        HfZipError: Candidates share a name, a task is unknown, has no data, no metric or a label
+            out of range, an answer is not a number, or samples were counted twice.
     """
     _check(candidates, tasks, data)
     accelerator = accelerator or make_accelerator()
     for module in (module for candidate in candidates for module in candidate.modules):
         module.to(accelerator.device).eval()
     evaluated = [task for task in tasks if task.name in data]
-    counts = torch.stack(
-        [
-            _count(candidates, task, tasks, data[task.name], batch_size, accelerator, progress)
-            for task in evaluated
-        ]
-    )
+    sums = [
+        _sum(candidates, task, tasks, data[task.name], batch_size, accelerator, progress)
+        for task in evaluated
+    ]
     if accelerator.num_processes > 1:
-        counts = accelerator.reduce(counts, reduction="sum")
-    counts = counts.cpu()
-    for task, samples in zip(evaluated, counts[:, 0, 0].tolist(), strict=True):
-        _check_samples(task, samples, len(data[task.name]))
+        sums = accelerator.reduce([x.to(accelerator.device) for x in sums], reduction="sum")
+    sums = [x.cpu() for x in sums]
+    for task, found in zip(evaluated, sums, strict=True):
+        _check_samples(task, int(found[0, 0]), len(data[task.name]))
     first = _first_input(data[evaluated[0].name], accelerator.device)
     return Evaluation(
         rows=tuple(
-            _row(candidate, evaluated, counts[:, position].tolist(), macs(candidate.answers, first))
+            _row(
+                candidate,
+                evaluated,
+                [found[position] for found in sums],
+                macs(candidate.answers, first),
+            )
             for position, candidate in enumerate(candidates)
         ),
         tasks=tuple(
-            EvaluatedTask(t.name, len(data[t.name]), description_of(data[t.name]))
-            for t in evaluated
+            EvaluatedTask(
+                task.name,
+                len(data[task.name]),
+                description_of(data[task.name]),
+                metric_of(task).name,
+            )
+            for task in evaluated
         ),
         skipped=dict(skipped or {}),
     )
 
 
-def _count(
+def _sum(
     candidates: Sequence[Candidate],
     task: Task,
     tasks: Sequence[Task],
@@ -161,70 +176,70 @@ def _count(
     batch_size: int,
     accelerator: Accelerator,
     progress: bool,
-) -> Int[Tensor, "candidates counts"]:
-    """Returns this process's counts on one task's data."""
-    counts = torch.zeros(len(candidates), 5, dtype=torch.int64, device=accelerator.device)
+) -> Float64[Tensor, "candidates sums"]:
+    """Returns this process's sums over one task's data."""
+    size = _COUNTS + metric_of(task).size(len(task.labels))
+    sums = torch.zeros(len(candidates), size, dtype=torch.float64)
     loader = make_loader(data, batch_size, accelerator)
     for batch in tqdm(loader, desc=f"evaluation, {task.name}", disable=not progress, leave=False):
-        labels, inputs = batch[LABELS], _inputs(batch)
-        _check_labels(labels, task)
+        _check_targets(batch, task)
+        inputs = _inputs(batch)
         for position, candidate in enumerate(candidates):
-            counts[position] += _tally(candidate, candidate.answers(inputs), labels, task, tasks)
-    return counts
+            answers = candidate.answers(inputs)
+            _check_finite(candidate, answers, task)
+            sums[position] += _tally(answers, batch, task, tasks)
+    return sums
 
 
 def _tally(
-    candidate: Candidate,
-    answers: Answers,
-    labels: Int[Tensor, "batch"],
-    task: Task,
-    tasks: Sequence[Task],
-) -> Int[Tensor, "5"]:
-    """Returns five numbers of samples.
+    answers: Answers, batch: Mapping[str, Tensor], task: Task, tasks: Sequence[Task]
+) -> Float64[Tensor, "sums"]:
+    """Returns four numbers of samples, then the sums of the task's metric.
 
-    All; those that the candidate answers for this task; that it answers right; that it answers for
-    every task; and that it answers right among the labels of all tasks.
+    The samples are all; those that are answered for this task; those that are answered for every
+    task by one of its labels; and those that are answered right among the labels of all tasks.
     """
-    for answer in answers.values():
-        if not answer.isfinite().all():
-            raise HfZipError(
-                f"{candidate.name!r} gave an answer that is not a number on task {task.name!r}; "
-                "check the inputs and the weights"
-            )
-    counts = torch.zeros(5, dtype=torch.int64, device=labels.device)
-    counts[0] = len(labels)
+    metric = metric_of(task)
+    samples = len(batch[target_names(task.kind)[0]])
+    counts = torch.zeros(_COUNTS, dtype=torch.float64)
+    sums = torch.zeros(metric.size(len(task.labels)), dtype=torch.float64)
+    counts[0] = samples
     if task.name in answers:
-        counts[1] = len(labels)
-        counts[2] = (answers[task.name].argmax(dim=1) == labels).sum()
+        counts[1] = samples
+        sums = metric.tally(answers[task.name], batch, task)
     if all(other.name in answers and other.kind == "classification" for other in tasks):
         side_by_side = torch.cat([answers[other.name] for other in tasks], dim=1)
-        counts[3] = len(labels)
-        counts[4] = (side_by_side.argmax(dim=1) == task.start + labels).sum()
-    return counts
+        counts[2] = samples
+        counts[3] = (side_by_side.argmax(dim=1) == task.start + batch["labels"]).sum()
+    return torch.cat([counts, sums])
 
 
 def _row(
-    candidate: Candidate, tasks: Sequence[Task], counts: Sequence[Sequence[int]], cost: int
+    candidate: Candidate,
+    tasks: Sequence[Task],
+    sums: Sequence[Float64[Tensor, "_"]],
+    cost: int,
 ) -> Row:
     per_task: dict[str, float | None] = {
-        task.name: right / samples if answered == samples else None
-        for task, (samples, answered, right, _, _) in zip(tasks, counts, strict=True)
+        task.name: metric_of(task).value(found[_COUNTS:], task) if found[1] == found[0] else None
+        for task, found in zip(tasks, sums, strict=True)
     }
-    answers = [accuracy for accuracy in per_task.values() if accuracy is not None]
-    samples, _, _, all_answered, right = (sum(column) for column in zip(*counts, strict=True))
+    values = [value for value in per_task.values() if value is not None]
+    samples, _, answered, right = torch.stack([x[:_COUNTS] for x in sums]).sum(dim=0).tolist()
     return Row(
         name=candidate.name,
         kind=candidate.kind,
         per_task=per_task,
-        mean=sum(answers) / len(tasks) if len(answers) == len(tasks) else None,
-        joint=right / samples if all_answered == samples else None,
+        mean=sum(values) / len(tasks) if len(values) == len(tasks) else None,
+        joint=right / samples if answered == samples else None,
         parameters=parameters(candidate.modules),
         macs=cost,
     )
 
 
 def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in batch.items() if key != LABELS}
+    targets = {name for kind in METRICS for name in target_names(kind)}
+    return {key: value for key, value in batch.items() if key not in targets}
 
 
 def _first_input(data: Any, device: torch.device) -> dict[str, Tensor]:
@@ -255,14 +270,22 @@ def _check(candidates: Sequence[Candidate], tasks: Sequence[Task], data: Mapping
             )
 
 
-def _check_labels(labels: Int[Tensor, "batch"], task: Task) -> None:
-    last = len(task.labels) - 1
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high > last:
-        raise HfZipError(
-            f"the evaluation data of task {task.name!r} has label {low if low < 0 else high}, but "
-            f"its labels are numbered from 0 to {last}; map the data's labels to the model's"
-        )
+def _check_targets(batch: Mapping[str, Tensor], task: Task) -> None:
+    for name in target_names(task.kind):
+        if name not in batch:
+            raise HfZipError(
+                f"the evaluation data of task {task.name!r} have no {name!r}; for {task.kind} give "
+                f"every input {' and '.join(map(repr, target_names(task.kind)))}"
+            )
+
+
+def _check_finite(candidate: Candidate, answers: Answers, task: Task) -> None:
+    for answer in answers.values():
+        if not answer.isfinite().all():
+            raise HfZipError(
+                f"{candidate.name!r} gave an answer that is not a number on task {task.name!r}; "
+                "check the inputs and the weights"
+            )
 
 
 def _check_samples(task: Task, counted: int, samples: int) -> None:

@@ -17,6 +17,11 @@ Kind = Literal[
     "other",
 ]
 
+UNLABELLED = -100  # the label of tokens that have none, as transformers' losses pass it over
+
+_SPAN = ("start_positions", "end_positions")
+_TOKENS = ("token-classification", "question-answering", "masked-lm")
+
 _BY_MAPPING: Mapping[Kind, tuple[Mapping[str, Any], ...]] = {
     "classification": (
         modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -36,11 +41,22 @@ def head_kind(model: PreTrainedModel) -> Kind:
     Models without a head give features; heads of a kind that transformers' auto classes do not
     tell are "other".
     """
-    name = type(model).__name__
+    names = [cls.__name__ for cls in type(model).__mro__]
     for kind, mappings in _BY_MAPPING.items():
-        if any(name in _flat(mapping.values()) for mapping in mappings):
+        known = {name for mapping in mappings for name in _flat(mapping.values())}
+        if not known.isdisjoint(names):
             return _answer(model.config) if kind == "classification" else kind
     return "other"
+
+
+def target_names(kind: Kind) -> tuple[str, ...]:
+    """Returns the names under which labelled inputs have what is right, as models take it."""
+    return _SPAN if kind == "question-answering" else ("labels",)
+
+
+def asks_of_tokens(kind: Kind) -> bool:
+    """Tells whether heads of a kind answer for every token, not once for an input."""
+    return kind in _TOKENS
 
 
 def _answer(config: PretrainedConfig) -> Kind:

@@ -74,7 +74,8 @@ class Budget:
         explained: Each source's stream must be explained by the merged one to so much, in (0, 1],
             on calibration inputs that were held out.
         points: On every task the merge may lose so many percent points of accuracy against the
-            ensemble, on validation data.
+            ensemble, on validation data; where a task is measured otherwise (`hf_zip.metrics`), of
+            that metric times 100.
     """
 
     parameters: float | None = None

@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hf_zip.evaluate import Evaluation, Row
+from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
 
 _MISSING = "-"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$#&!])")
 
 
 def table(evaluation: Evaluation) -> str:
-    """Returns the evaluation as a table for a terminal, accuracies in %."""
+    """Returns the evaluation as a table for a terminal, metrics in %."""
     head, *rows = _cells(evaluation)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for position, title in enumerate(head):
@@ -31,7 +31,7 @@ def table(evaluation: Evaluation) -> str:
 
 
 def markdown_table(evaluation: Evaluation) -> str:
-    """Returns the evaluation as a Markdown table, accuracies in %."""
+    """Returns the evaluation as a Markdown table, metrics in %."""
     head, *rows = _cells(evaluation)
     rule = ["---"] * 2 + ["---:"] * (len(head) - 2)
     return "\n".join(
@@ -50,7 +50,7 @@ def escape(text: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Returns a share in [0, 1] in percent, with one decimal and without the sign."""
+    """Returns a share, at most 1, in percent, with one decimal and without the sign."""
     return _MISSING if share is None else f"{100 * share:.1f}"
 
 
@@ -66,16 +66,23 @@ def _decimals(value: float) -> int:
     return 2 if value < 10 else 1 if value < 100 else 0
 
 
+def titled(task: EvaluatedTask) -> str:
+    """Returns a task's name, with what was measured where that is not the accuracy."""
+    return task.name if task.metric == "accuracy" else f"{task.name} ({task.metric})"
+
+
 def _cells(evaluation: Evaluation) -> list[list[str]]:
     tasks = [task.name for task in evaluation.tasks]
-    head = ["model", "kind", *tasks, "mean", "joint", "parameters", "MACs"]
+    joint = any(row.joint is not None for row in evaluation.rows)
+    titles = [titled(task) for task in evaluation.tasks]
+    head = ["model", "kind", *titles, "mean", *(["joint"] if joint else []), "parameters", "MACs"]
     return [
         [" ".join(title.split()) for title in head],
-        *(_row(row, tasks) for row in evaluation.rows),
+        *(_row(row, tasks, joint) for row in evaluation.rows),
     ]
 
 
-def _row(row: Row, tasks: Sequence[str]) -> list[str]:
-    accuracies = [*(row.per_task[task] for task in tasks), row.mean, row.joint]
+def _row(row: Row, tasks: Sequence[str], joint: bool) -> list[str]:
+    values = [*(row.per_task[task] for task in tasks), row.mean, *([row.joint] if joint else [])]
     costs = [amount(row.parameters), amount(row.macs)]
-    return [" ".join(row.name.split()), row.kind, *map(percent, accuracies), *costs]
+    return [" ".join(row.name.split()), row.kind, *map(percent, values), *costs]
