@@ -7,11 +7,11 @@ from datasets import Dataset as Rows
 from datasets import DatasetDict
 from torch import Tensor
 
-from hf_zip.columns import label_column
 from hf_zip.data import IN_MEMORY, Table, draw, open_table
 from hf_zip.errors import HfZipError
 from hf_zip.inputs import Inputs, Part, Reader
-from hf_zip.labels import label_positions
+from hf_zip.kinds import Kind
+from hf_zip.labelled import prepared_targets, read_labelled
 from hf_zip.recipe import CalibrationSpec, EvaluationSpec
 
 
@@ -55,6 +55,7 @@ def load_labelled(
     labels: Sequence[str],
     seed: int,
     preferred: Sequence[str] = ("test", "validation"),
+    kind: Kind = "classification",
 ) -> Inputs:
     """Returns labelled inputs of one task; `label_positions` says how labels are matched.
 
@@ -64,6 +65,7 @@ def load_labelled(
         labels: The task's labels, in the order of its rows in the merged head.
         seed: Decides which rows.
         preferred: The splits to take where none is named, the first that exists.
+        kind: What the task's heads answer.
 
     Raises:
         HfZipError: As for `load_inputs`; or a row has no label or one that the model does not know.
@@ -71,7 +73,7 @@ def load_labelled(
     table = open_table(spec.data, spec.split, preferred)
     available = len(table.rows)
     rows = draw(spec.samples or available, available, (seed,), table.name)
-    return _labelled(table, rows, reader, labels, spec)
+    return _labelled(table, rows, reader, labels, spec, kind)
 
 
 def from_memory(data: Any, reader: Reader) -> Inputs:
@@ -109,52 +111,49 @@ def from_memory(data: Any, reader: Reader) -> Inputs:
     return reader.join([part], {"data": IN_MEMORY, "rows": len(data), **part.notes})
 
 
-def labelled_from_memory(data: Any, reader: Reader, labels: Sequence[str], task: str) -> Any:
+def labelled_from_memory(
+    data: Any, reader: Reader, labels: Sequence[str], task: str, kind: Kind = "classification"
+) -> Any:
     """Returns labelled data in memory as model inputs.
 
     Args:
         data: A `datasets.Dataset` with inputs and labels, or a list of dicts with inputs that are
-            prepared already and `labels`, positions among the task's. What else it is, such as a
-            map-style data set of model inputs, comes back as it is.
+            prepared already and what is right, as models take it: `labels`, positions among the
+            task's (one per token, -100 where there is none, or numbers, by the kind of the task),
+            or `start_positions` and `end_positions`. What else it is, such as a map-style data set
+            of model inputs, comes back as it is.
         reader: Reads data as the models take them.
         labels: The task's labels, in the order of its rows in the merged head.
         task: The task's name.
+        kind: What its heads answer.
 
     Raises:
         HfZipError: As for `load_labelled`, or an input has no label.
     """
     if isinstance(data, Rows) and reader.key not in data.column_names and len(data):
         spec = EvaluationSpec(task=task, data=IN_MEMORY)
-        return _labelled(_table(data), range(len(data)), reader, labels, spec)
+        return _labelled(_table(data), range(len(data)), reader, labels, spec, kind)
     if not isinstance(data, Rows | list | tuple) or not len(data):
         return data
     if not all(isinstance(item, Mapping) and reader.key in item for item in data):
         return data
-    without = [position for position, item in enumerate(data) if "labels" not in item]
-    if without:
-        raise HfZipError(
-            f"{len(without)} of {len(data)} inputs of the evaluation data of task {task!r} have no "
-            f"'labels' (the first is input {without[0]}); give every input the position of its "
-            "label"
-        )
+    targets = prepared_targets(data, kind, task)
     part = reader.stored(data)
     description = {"data": IN_MEMORY, "rows": len(data), **part.notes}
-    return reader.join([part], description, [int(item["labels"]) for item in data])
+    return reader.join([part], description, targets)
 
 
 def _labelled(
-    table: Table, rows: Sequence[int], reader: Reader, labels: Sequence[str], spec: EvaluationSpec
+    table: Table,
+    rows: Sequence[int],
+    reader: Reader,
+    labels: Sequence[str],
+    spec: EvaluationSpec,
+    kind: Kind,
 ) -> Inputs:
-    columns = reader.columns(table, spec.column, spec.label_column)
-    targets = label_column(table, spec.label_column)
-    positions, matched_by = label_positions(table, targets, labels, spec.task)
-    part = reader.read(table, columns, rows)
-    description = {
-        **_describe(table, columns, part),
-        "label_column": targets,
-        "labels_matched_by": matched_by,
-    }
-    return reader.join([part], description, [positions[row] for row in rows])
+    found = read_labelled(table, rows, reader, spec, labels, kind)
+    description = {**_describe(table, found.columns, found.part), **found.notes}
+    return reader.join([found.part], description, found.targets)
 
 
 def _table(data: Rows) -> Table:

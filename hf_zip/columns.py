@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Image, Value
+from datasets import ClassLabel, Dataset, Image, LargeList, List, Value
 from PIL import Image as PillowImage
 
 from hf_zip.data import Table
@@ -14,7 +14,11 @@ from hf_zip.errors import HfZipError, unknown
 
 _LABEL_TYPE = re.compile(r"u?int\d+|bool|(large_)?string")
 _TEXT_TYPE = re.compile(r"(large_)?string")
+_NUMBER_TYPE = re.compile(r"u?int\d+|float\d+")
 _LABELS = ("label", "labels")
+_SCORES = (*_LABELS, "score")
+_TAGS = ("ner_tags", "labels", "tags")
+_WORDS = ("tokens", "words")
 _TEXTS = ("text", "sentence")
 _PAIRS = (
     ("text", "text2"),
@@ -63,8 +67,8 @@ def text_columns(
 ) -> tuple[str, ...]:
     """Returns the column that holds texts, or the two that hold pairs of texts.
 
-    They are a pair of columns such as `sentence1` and `sentence2`, `text` or `sentence`, or the
-    only column of texts that is not one of labels.
+    They are a pair of columns such as `sentence1` and `sentence2`, `text` or `sentence`, lists of
+    words in `tokens` or `words`, or the only column of texts that is not one of labels.
 
     Args:
         table: The data.
@@ -82,7 +86,7 @@ def text_columns(
             "models take a text or a pair of texts; name one or two"
         )
     for name in named:
-        if not _holds_text(features[name]):
+        if not _holds_text(features[name]) and not _holds_words(features[name]):
             raise HfZipError(
                 f"column {name!r} of data {table.name!r} holds {_type(features[name])}, but the "
                 f"models take texts; name a column of texts. Columns: {columns(table.rows)}"
@@ -97,7 +101,9 @@ def text_columns(
     found: list[tuple[str, ...]] = [p for p in _PAIRS if all(name in texts for name in p)]
     paired = [name for pair in found for name in pair]
     found += [(name,) for name in _TEXTS if name in texts and name not in paired]
-    found = found or [(name,) for name in texts]
+    if not found:
+        lists = [name for name in _WORDS if name in features and _holds_words(features[name])]
+        found = [(name,) for name in lists[:1] or texts]
     if len(found) != 1:
         raise HfZipError(
             f"data {table.name!r} have {len(found) or 'no'} columns that may hold the texts which "
@@ -115,6 +121,85 @@ def _named(table: Table, column: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def _holds_text(feature: Any) -> bool:
     return bool(_TEXT_TYPE.fullmatch(_type(feature)))
+
+
+def _holds_words(feature: Any) -> bool:
+    return isinstance(feature, List | LargeList) and _holds_text(feature.feature)
+
+
+def word_column(
+    table: Table, column: str | Sequence[str] | None, tag_column: str | None = None
+) -> str:
+    """Returns the column that holds lists of words: `tokens`, `words`, or the only one.
+
+    Args:
+        table: The data.
+        column: The column to take, unless the data were given as `DATA:column`.
+        tag_column: The column of tags, which may be texts too.
+
+    Raises:
+        HfZipError: There is no such column, none that holds lists of words, or several.
+    """
+    features, named = table.rows.features, _named(table, column)
+    if len(named) == 1 and _holds_words(features[named[0]]):
+        return named[0]
+    found = [name for name in features if _holds_words(features[name]) and name != tag_column]
+    found = [name for name in _WORDS if name in found][:1] or found
+    if named or len(found) != 1:
+        what = f"{', '.join(named)} hold" if named else f"{len(found) or 'no'} columns hold"
+        raise HfZipError(
+            f"{what} lists of words in data {table.name!r}, but token classification takes one "
+            f"such column; name it as {table.name}:COLUMN. Columns: {columns(table.rows)}"
+        )
+    return found[0]
+
+
+def tag_column(table: Table, column: str | None) -> str:
+    """Returns the column that holds one label per word: `ner_tags`, `labels` or `tags`.
+
+    Args:
+        table: The data.
+        column: The column to take.
+
+    Raises:
+        HfZipError: There is no such column, or it does not hold lists of labels.
+    """
+    features = table.rows.features
+    found = [_existing(table, column)] if column else [n for n in _TAGS if n in features]
+    lists = [name for name in found if isinstance(features[name], List | LargeList)]
+    if not lists or not _holds_labels(features[lists[0]].feature):
+        raise HfZipError(
+            f"data {table.name!r} have no column of lists of labels"
+            f"{f' {column!r}' if column else ' ' + ', '.join(_TAGS)}, which token classification "
+            f"takes; name one as label_column. Columns: {columns(table.rows)}"
+        )
+    return lists[0]
+
+
+def score_column(table: Table, column: str | None) -> str:
+    """Returns the column that holds numbers to predict: `label`, `labels` or `score`.
+
+    Args:
+        table: The data.
+        column: The column to take.
+
+    Raises:
+        HfZipError: There is no such column, or it holds neither numbers nor lists of them.
+    """
+    features = table.rows.features
+    found = [_existing(table, column)] if column else [n for n in _SCORES if n in features][:1]
+    for name in found:
+        inner = getattr(features[name], "feature", features[name])
+        if _NUMBER_TYPE.fullmatch(_type(inner)):
+            return name
+    raise HfZipError(
+        f"data {table.name!r} have no column of numbers {column or ', '.join(_SCORES)!r}, which a "
+        f"regression takes; name one as label_column. Columns: {columns(table.rows)}"
+    )
+
+
+def _holds_labels(feature: Any) -> bool:
+    return isinstance(feature, ClassLabel) or bool(_LABEL_TYPE.fullmatch(_type(feature)))
 
 
 def label_column(table: Table, column: str | None) -> str:
@@ -141,7 +226,7 @@ def label_column(table: Table, column: str | None) -> str:
             )
         column = candidates[0]
     feature = features[column]
-    if not isinstance(feature, ClassLabel) and not _LABEL_TYPE.fullmatch(_type(feature)):
+    if not _holds_labels(feature):
         raise HfZipError(
             f"column {column!r} of data {table.name!r} holds {_type(feature)}; labels should be "
             "class labels, whole numbers or text"
@@ -180,4 +265,6 @@ def _looks_like_image(value: Any) -> bool:
 def _type(feature: Any) -> str:
     if isinstance(feature, Value):
         return str(feature.dtype)
+    if isinstance(feature, List | LargeList):
+        return f"list of {_type(feature.feature)}"
     return type(feature).__name__

@@ -74,7 +74,7 @@ class ImageReader:
         self,
         parts: Sequence[Part],
         description: Mapping[str, Any],
-        labels: Sequence[int] | None = None,
+        targets: Sequence[Row] | None = None,
     ) -> Inputs:
         """Returns the images of several data sets as one.
 
@@ -84,7 +84,7 @@ class ImageReader:
         for position, part in enumerate(parts[1:], start=1):
             shape = tuple(parts[0][0][self.key].shape)
             check_shape(part[0][self.key], shape, f"the first input of data set {position}")
-        return Inputs(ConcatDataset(parts), description, labels)
+        return Inputs(ConcatDataset(parts), description, targets)
 
     def _prepared(self, values: Any, rows: Sequence[int], name: str, folder: Path | None) -> Part:
         return PreparedImages(

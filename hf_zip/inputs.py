@@ -19,8 +19,8 @@ class Inputs(Dataset[Row]):
         rows: The inputs, in any map-style data set.
         description: Where they come from, as plain values: data, split, column, revision or
             fingerprint, and the number of rows used; with several data sets, all of it in `parts`.
-        labels: For every input the position of the right label in the task; inputs then have
-            `labels` too.
+        targets: For every input what is right, by the name that models take it under, such as
+            `labels`; inputs then have that too.
         collate: Makes a batch of inputs.
     """
 
@@ -28,19 +28,19 @@ class Inputs(Dataset[Row]):
         self,
         rows: Any,
         description: Mapping[str, Any],
-        labels: Sequence[int] | None = None,
+        targets: Sequence[Row] | None = None,
         collate: Collate = default_collate,
     ) -> None:
         self.description = dict(description)
         self.collate = collate
-        self._rows, self._labels = rows, labels
+        self._rows, self._targets = rows, targets
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, position: int) -> Row:
         row: Row = self._rows[position]
-        return row if self._labels is None else {**row, "labels": self._labels[position]}
+        return row if self._targets is None else {**row, **self._targets[position]}
 
 
 class Part(Dataset[Row]):
@@ -82,6 +82,6 @@ class Reader(Protocol):
         self,
         parts: Sequence[Part],
         description: Mapping[str, Any],
-        labels: Sequence[int] | None = None,
+        targets: Sequence[Row] | None = None,
     ) -> Inputs:
-        """Returns the inputs of several data sets as one; labels are in the order of the parts."""
+        """Returns the inputs of several data sets as one; targets are in the order of the parts."""

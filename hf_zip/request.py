@@ -113,19 +113,20 @@ class Request:
         tasks: Sequence[Task],
         preferred: Sequence[str],
     ) -> dict[str, Any]:
-        labels, seed = {task.name: task.labels for task in tasks}, self.recipe.seed
+        known, seed = {task.name: task for task in tasks}, self.recipe.seed
         reader, data = reader_of(source, EvaluationSpec.max_length), {}
         for name, rows in memory.items():
-            if name not in labels:
-                raise unknown(f"task under {key!r}", name, labels)
-            data[name] = labelled_from_memory(rows, reader, labels[name], name)
+            if name not in known:
+                raise unknown(f"task under {key!r}", name, known)
+            task = known[name]
+            data[name] = labelled_from_memory(rows, reader, task.labels, name, task.kind)
         for spec in named:
             if spec.task in data:
                 raise HfZipError(f"task {spec.task!r} has {key} data twice; give them once")
-            if spec.task not in labels:
-                raise unknown(f"task under {key!r}", spec.task, labels)
-            reader = reader_of(source, spec.max_length)
-            data[spec.task] = load_labelled(spec, reader, labels[spec.task], seed, preferred)
+            if spec.task not in known:
+                raise unknown(f"task under {key!r}", spec.task, known)
+            reader, task = reader_of(source, spec.max_length), known[spec.task]
+            data[spec.task] = load_labelled(spec, reader, task.labels, seed, preferred, task.kind)
         return data
 
 

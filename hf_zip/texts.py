@@ -1,21 +1,21 @@
-"""Texts as data sets hold them → token ids as a model takes them, padded batch by batch."""
+"""Texts as data sets hold them → inputs as a model takes them, padded batch by batch."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Subset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import ConcatDataset, Subset, default_collate
+from transformers import PreTrainedModel
 
 from hf_zip.columns import text_columns
 from hf_zip.data import IN_MEMORY, Table
 from hf_zip.errors import HfZipError
 from hf_zip.inputs import Inputs, Part, Row
-
-_ARGUMENTS = ("input_ids", "attention_mask", "token_type_ids")
+from hf_zip.kinds import UNLABELLED
+from hf_zip.tokens import ARGUMENTS, Tokens, tokenize
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TextReader:
         """Returns the column of texts, or a pair of them; `text_columns` says what is refused."""
         return text_columns(table, column, label_column)
 
-    def read(self, table: Table, columns: Sequence[str], rows: Sequence[int]) -> Part:
+    def read(self, table: Table, columns: Sequence[str], rows: Sequence[int]) -> Tokens:
         """Returns the texts in some rows of a table; `tokenize` says what is refused."""
         values = [table.rows[column][:] for column in columns]
         texts = [tuple(column[row] for column in values) for row in rows]
@@ -71,7 +71,7 @@ class TextReader:
         """
         rows = []
         for position, item in enumerate(items):
-            row = {name: torch.as_tensor(item[name]) for name in _ARGUMENTS if name in item}
+            row = {name: torch.as_tensor(item[name]) for name in ARGUMENTS if name in item}
             shape = tuple(row[self.key].shape)
             if len(shape) != 1 or not shape[0] or any(x.shape != shape for x in row.values()):
                 raise HfZipError(
@@ -91,7 +91,7 @@ class TextReader:
         self,
         parts: Sequence[Part],
         description: Mapping[str, Any],
-        labels: Sequence[int] | None = None,
+        targets: Sequence[Row] | None = None,
     ) -> Inputs:
         """Returns the texts of several data sets as one, the longest first.
 
@@ -110,20 +110,27 @@ class TextReader:
                 "tokenizer that has a padding token (tokenizer.pad_token)"
             )
         order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
-        ordered = None if labels is None else [labels[position] for position in order]
+        ordered = None if targets is None else [targets[position] for position in order]
         return Inputs(Subset(rows, order), description, ordered, self._collate)
 
     def _collate(self, rows: list[Row]) -> dict[str, Tensor]:
+        targets = {
+            name: _side_by_side([row[name] for row in rows])
+            for name in rows[0]
+            if name not in ARGUMENTS
+        }
+        inputs = [{name: row[name] for name in ARGUMENTS if name in row} for row in rows]
         if not self._pads():
-            return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+            together = {name: torch.tensor([row[name] for row in inputs]) for name in inputs[0]}
+            return {**together, **targets}
         padded = self.tokenizer.pad(
-            rows,
+            inputs,
             # On the left it would move the texts to other positions, which their models tell apart.
             padding_side="right",
             return_attention_mask=True,
             return_tensors="pt",
         )
-        return dict(padded)
+        return {**padded, **targets}
 
     def _pads(self) -> bool:
         return getattr(self.tokenizer, "pad_token", None) is not None
@@ -131,80 +138,6 @@ class TextReader:
     def _length(self) -> int:
         own = getattr(self.tokenizer, "model_max_length", self.max_length)
         return min(self.max_length, own, self.limit or self.max_length)
-
-
-class Tokens(Part):
-    """Token ids of texts.
-
-    Args:
-        rows: For each text the model's arguments, each one list of numbers.
-        notes: See `Part`.
-    """
-
-    def __init__(self, rows: Sequence[Row], notes: Mapping[str, Any] | None = None) -> None:
-        self._rows, self.notes = rows, notes or {}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, position: int) -> Row:
-        return self._rows[position]
-
-
-def tokenize(
-    tokenizer: Any,
-    texts: Sequence[Sequence[Any]],
-    length: int,
-    name: str,
-    rows: Sequence[int],
-) -> Tokens:
-    """Returns the token ids of texts, each cut off at a length.
-
-    Args:
-        tokenizer: The models' tokenizer; left as it is.
-        texts: For each input one text, or a pair.
-        length: Tokens at most, special ones included.
-        name: What the data are called, for messages.
-        rows: Where the texts stand in the data, for messages.
-
-    Returns:
-        The ids; their notes say at what length texts were cut off, and how many were.
-
-    Raises:
-        HfZipError: There is no tokenizer, a value is no text or has no tokens, or the length leaves
-            no room beside the special tokens.
-    """
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise HfZipError(
-            f"data {name!r} hold texts, but the models have "
-            f"{'no' if tokenizer is None else 'an image processor and no'} tokenizer; save the one "
-            "that they were trained with beside the first model"
-        )
-    for row, text in zip(rows, texts, strict=True):
-        for value in text:
-            if not isinstance(value, str):
-                raise HfZipError(
-                    f"row {row} of data {name!r} holds {value!r} for a text; leave the row out, or "
-                    "name another column"
-                )
-    special = tokenizer.num_special_tokens_to_add(pair=len(texts[0]) > 1)
-    if length <= special:
-        raise HfZipError(
-            f"texts are cut off at {length} tokens, of which {special} are special ones; allow "
-            f"at least {special + 1} (max_length)"
-        )
-    # Cutting off is a state of fast tokenizers, and would be saved with the merge.
-    own = copy.deepcopy(tokenizer)
-    found = _encode(own, texts)
-    long = [position for position, row in enumerate(found) if len(row["input_ids"]) > length]
-    if long:
-        cut = _encode(own, [texts[i] for i in long], truncation=True, max_length=length)
-        for position, ids in zip(long, cut, strict=True):
-            found[position] = ids
-    for row, ids in zip(rows, found, strict=True):
-        if not ids["input_ids"]:
-            raise HfZipError(f"row {row} of data {name!r} has no tokens; leave the row out")
-    return Tokens(found, {"max_length": length, "truncated": len(long)})
 
 
 def longest_text(model: PreTrainedModel) -> int | None:
@@ -218,10 +151,10 @@ def longest_text(model: PreTrainedModel) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
-def _encode(tokenizer: Any, texts: Sequence[Sequence[str]], **options: Any) -> list[Row]:
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    found = tokenizer(*columns, return_attention_mask=True, verbose=False, **options)
-    return [
-        {name: found[name][position] for name in _ARGUMENTS if name in found}
-        for position in range(len(texts))
-    ]
+def _side_by_side(targets: Sequence[Any]) -> Tensor:
+    """What is right for the inputs of a batch; lists of one value per token are padded."""
+    if isinstance(targets[0], list) or getattr(targets[0], "ndim", 0):
+        values = [torch.as_tensor(target) for target in targets]
+        return pad_sequence(values, batch_first=True, padding_value=UNLABELLED)
+    together: Tensor = default_collate(list(targets))
+    return together
