@@ -12,6 +12,7 @@ from hf_zip.adapters import adapter_for
 from hf_zip.align import mean
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.groups import head_names
+from hf_zip.kinds import problem_type
 from hf_zip.methods import Merged
 from hf_zip.tasks import Task
 
@@ -44,7 +45,9 @@ def assemble(
     config = _config(template.config, tasks, dtype)
     for key, value in merged.config.items():
         setattr(config, key, value)
-    rows = [{"name": t.name, "start": t.start, "labels": list(t.labels)} for t in tasks]
+    rows = [
+        {"name": t.name, "start": t.start, "labels": list(t.labels), "kind": t.kind} for t in tasks
+    ]
     setattr(config, CONFIG_KEY, {**record, "tasks": rows})
     return _build(template, config, {**merged.state, **stack_heads(merged, tasks)}, dtype)
 
@@ -79,7 +82,10 @@ def task_model(model: PreTrainedModel, task: str) -> PreTrainedModel:
     start = tasks[task]["start"]
     config = copy.deepcopy(model.config)
     delattr(config, CONFIG_KEY)
-    set_labels(config, labels)
+    if labels:
+        set_labels(config, labels)
+        kind = tasks[task].get("kind", "classification")  # merges once did not tell
+        config.problem_type = problem_type([kind], config.problem_type)
     heads = head_names(model, adapter_for(config.model_type))
     state = {
         name: tensor.detach()[start : start + len(labels)]
@@ -145,8 +151,10 @@ def _config(
 ) -> PretrainedConfig:
     config = copy.deepcopy(template)
     config.dtype = dtype
-    if tasks:
-        set_labels(config, [label for task in tasks for label in task.labels])
+    labels = [label for task in tasks for label in task.labels]
+    if labels:
+        set_labels(config, labels)
+        config.problem_type = problem_type((task.kind for task in tasks), config.problem_type)
     return config
 
 

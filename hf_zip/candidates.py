@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import adapter_for
-from hf_zip.collect import capture, check_inputs, make_accelerator, make_loader, observe, reduced
+from hf_zip.collect import capture, check_inputs, make_accelerator, make_loader, reduced
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, head_names
+from hf_zip.kinds import asks_of_tokens
 from hf_zip.refit import regress
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance
@@ -61,7 +62,7 @@ def parent(sources: Sequence[Source], position: int, tasks: Sequence[Task]) -> C
     def answers(batch: Batch) -> Answers:
         own = forward(source.model, batch)
         return {
-            task.name: own[..., list(rows)]
+            task.name: _columns(own, rows)
             for task in tasks
             for member, rows in zip(task.members, task.rows, strict=True)
             if member == position
@@ -95,7 +96,7 @@ def ensemble(sources: Sequence[Source], tasks: Sequence[Task]) -> Candidate:
 def merged(
     model: PreTrainedModel, tasks: Sequence[Task], name: str, kind: Kind = "merge"
 ) -> Candidate:
-    """Returns a model whose head already has the rows of all tasks, in order.
+    """Returns a model whose head already has the rows of all tasks, in order, or that they share.
 
     Args:
         model: The model.
@@ -107,7 +108,7 @@ def merged(
         HfZipError: There are no tasks, or the model has another number of labels than they have.
     """
     labels = _num_labels(tasks)
-    if model.config.num_labels != labels:
+    if labels and model.config.num_labels != labels:
         raise HfZipError(
             f"{name!r} has {model.config.num_labels} labels, but the {len(tasks)} tasks have "
             f"{labels} in all; give a model that was assembled for these tasks"
@@ -126,7 +127,8 @@ def one_trunks(
     """Returns the controls that shame weak merges: each source's trunk, unmerged, with a new head.
 
     The head is the ridge regression of the ensemble's logits on what the source's own head reads
-    (its first head, where there are several), over unlabelled inputs. Every source runs once on
+    (its first head, where there are several), over unlabelled inputs: over their tokens without
+    padding, where the tasks ask of tokens. Every source runs once on
     every input. Every process sums the moments of its own batches and they are reduced once, so all
     of them solve the same systems.
 
@@ -139,9 +141,15 @@ def one_trunks(
         progress: Show a progress bar, on the main process.
 
     Raises:
-        HfZipError: There are no inputs or no tasks, or a source has no head.
+        HfZipError: There are no inputs or no tasks, a source has no head, or some tasks ask of
+            tokens and others of whole inputs.
     """
-    labels = _num_labels(tasks)
+    labels, of_tokens = _num_labels(tasks), {asks_of_tokens(task.kind) for task in tasks}
+    if len(of_tokens) > 1:
+        raise HfZipError(
+            "some tasks ask of tokens and others of whole inputs, so no one head could answer all "
+            "of them on one trunk; compare with the parents and the ensemble"
+        )
     taps = [_head_input(source) for source in sources]
     check_inputs(inputs)
     accelerator = accelerator or make_accelerator()
@@ -151,12 +159,14 @@ def one_trunks(
     loader = make_loader(inputs, batch_size, accelerator)
     with torch.no_grad():
         for batch in tqdm(loader, desc="one trunk", disable=not progress, leave=False):
-            answers, read = [], []
+            answers, read, mask = [], [], batch.get("attention_mask")
             for model, tap in zip(models, taps, strict=True):
-                with capture(model, [tap], batch.get("attention_mask")) as seen:
+                with capture(model, [tap], mask) as seen:
                     answers.append(forward(model, batch))
                 read.append(seen[tap])
-            wanted = torch.cat(list(_of_tasks(answers, tasks).values()), dim=1)
+            wanted = torch.cat(list(_of_tasks(answers, tasks).values()), dim=-1)
+            if wanted.dim() == 3:  # as the features are: one row per token that is no padding
+                wanted = wanted.flatten(0, 1) if mask is None else wanted[mask.bool()]
             for sums, features in zip(moments, read, strict=True):
                 sums.update(torch.cat([features, wanted], dim=1))
     heads = [
@@ -174,23 +184,37 @@ def _head_input(source: Source) -> Tap:
 
 
 def _one_trunk(source: Source, tap: Tap, head: nn.Linear, tasks: Sequence[Task]) -> Candidate:
-    return Candidate(
-        f"one trunk ({_called(source)})",
-        "control",
-        (source.model.base_model, head),
-        lambda batch: _split(head(observe(source.model, [tap], batch)[tap]), tasks),
-    )
+    of_tokens = any(asks_of_tokens(task.kind) for task in tasks)
+
+    def answers(batch: Batch) -> Answers:
+        with capture(source.model, [tap]) as seen:  # of padding too: the rows keep their places
+            source.model(**batch)
+        inputs = len(next(iter(batch.values())))
+        features = seen[tap].unflatten(0, (inputs, -1)) if of_tokens else seen[tap]
+        return _split(head(features), tasks)
+
+    name = f"one trunk ({_called(source)})"
+    return Candidate(name, "control", (source.model.base_model, head), answers)
 
 
 def forward(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch *tokens labels"]:
-    """Returns a model's logits in float32; models cast their inputs to their own precision."""
-    logits: Tensor = model(**batch).logits
+    """Returns a model's logits in float32; models cast their inputs to their own precision.
+
+    Those of a span's start and end stand side by side.
+    """
+    output = model(**batch)
+    span = getattr(output, "start_logits", None)
+    logits: Tensor = (
+        output.logits if span is None else torch.stack([span, output.end_logits], dim=-1)
+    )
     return logits.float()
 
 
 def _split(logits: Float[Tensor, "batch *tokens labels"], tasks: Sequence[Task]) -> Answers:
     """The answer to each task from logits that hold the labels of all of them side by side."""
-    return {task.name: logits[..., task.start : task.stop] for task in tasks}
+    return {
+        task.name: logits[..., task.start : task.stop] if task.labels else logits for task in tasks
+    }
 
 
 def _of_tasks(logits: Sequence[Tensor], tasks: Sequence[Task]) -> Answers:
@@ -200,7 +224,11 @@ def _of_tasks(logits: Sequence[Tensor], tasks: Sequence[Task]) -> Answers:
 
 def _mean_of_members(logits: Sequence[Tensor], task: Task) -> Tensor:
     members = zip(task.members, task.rows, strict=True)
-    return torch.stack([logits[member][..., list(rows)] for member, rows in members]).mean(dim=0)
+    return torch.stack([_columns(logits[member], rows) for member, rows in members]).mean(dim=0)
+
+
+def _columns(logits: Tensor, rows: Sequence[int]) -> Tensor:
+    return logits[..., list(rows)] if rows else logits
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

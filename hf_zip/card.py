@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_zip.candidates import Kind
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
+from hf_zip.kinds import Kind as HeadKind
+from hf_zip.kinds import has_labels
 from hf_zip.metrics import hub_metric
 from hf_zip.redact import published
 from hf_zip.report import Report, SourceRecord
@@ -20,10 +22,14 @@ from hf_zip.tables import escape, markdown_table, percent
 _PIPELINES = {
     "ForImageClassification": "image-classification",
     "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMaskedLM": "fill-mask",
 }
 _EXAMPLES = {
     "image-classification": "image.png",
     "text-classification": "a text to classify",
+    "token-classification": "a text to classify",
 }
 _KINDS: dict[Kind, str] = {
     "parent": "one source, on its own task",
@@ -60,7 +66,8 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             title=title,
             location=repo_id or ".",
             pipeline=pipeline,
-            texts=pipeline == "text-classification",
+            texts=pipeline not in (None, "image-classification"),
+            shown=_shown([task.kind for task in report.tasks]),
             example=_EXAMPLES.get(pipeline or "text-classification"),
             auto_class=f"AutoModel{part}",
             tasks=[escape(f"the task {task.name}") for task in report.tasks],
@@ -197,6 +204,16 @@ def _license(sources: Sequence[SourceRecord]) -> str | None:
     """The licence that every source states, if it is one and the same."""
     stated = {(source.license or "unknown").lower() for source in sources}
     return stated.pop() if len(stated) == 1 and not stated & {*_NO_LICENSE} else None
+
+
+def _shown(kinds: Sequence[HeadKind]) -> str:
+    """What the usage code shows of an answer; nothing where tasks have no rows of their own."""
+    found = {*kinds}
+    if found == {"classification"}:
+        return "label"
+    if found == {"token-classification"}:
+        return "tokens"
+    return "values" if kinds and all(map(has_labels, kinds)) else ""
 
 
 def _metrics(evaluation: Evaluation | None) -> list[str]:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from hf_zip.assemble import assemble
 from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
 from hf_zip.evaluate import Evaluation, evaluate
+from hf_zip.kinds import asks_of_tokens
 from hf_zip.methods import MergeInputs, WeightOptions, method_named
 from hf_zip.preparation import Prepared
 from hf_zip.request import Request
@@ -39,8 +40,9 @@ def measure(
     candidates.append(ensemble(sources, tasks))
     if (name or method) != "average":
         candidates.append(_average(sources, tasks, prepared.inputs))
-    if runtime.calibration is None:
-        skipped["one trunk"] = "its least-squares head needs calibration data, and none were given"
+    hindrance = _no_one_trunk(prepared)
+    if hindrance:
+        skipped["one trunk"] = hindrance
     else:
         candidates += one_trunks(sources, tasks, runtime.calibration, **runtime.running)
     candidates += [merged(other, tasks, called) for called, other in (others or {}).items()]
@@ -49,6 +51,17 @@ def measure(
     return evaluate(
         candidates, tasks, data, batch_size, runtime.accelerator, runtime.progress, skipped
     )
+
+
+def _no_one_trunk(prepared: Prepared) -> str:
+    """Why no trunk can be given a least-squares head; nothing where it can."""
+    if prepared.inputs.runtime.calibration is None:
+        return "its least-squares head needs calibration data, and none were given"
+    if not prepared.inputs.heads:
+        return "the models share a head, whose rows are no labels of a task"
+    if len({asks_of_tokens(task.kind) for task in prepared.tasks}) > 1:
+        return "some tasks ask of tokens and others of whole inputs, which one head cannot answer"
+    return ""
 
 
 def _average(sources: Sequence[Source], tasks: Sequence[Task], inputs: MergeInputs) -> Candidate:

@@ -22,6 +22,11 @@ UNLABELLED = -100  # the label of tokens that have none, as transformers' losses
 _SPAN = ("start_positions", "end_positions")
 _TOKENS = ("token-classification", "question-answering", "masked-lm")
 
+_PROBLEMS: Mapping[Kind, str] = {
+    "regression": "regression",
+    "multi-label-classification": "multi_label_classification",
+}
+
 _BY_MAPPING: Mapping[Kind, tuple[Mapping[str, Any], ...]] = {
     "classification": (
         modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -54,9 +59,31 @@ def target_names(kind: Kind) -> tuple[str, ...]:
     return _SPAN if kind == "question-answering" else ("labels",)
 
 
+def has_labels(kind: Kind) -> bool:
+    """Tells whether the rows of a kind's heads are labels of their own.
+
+    Those of spans and of words mean the same in every model, so that models share one such head.
+    """
+    return kind not in ("question-answering", "masked-lm")
+
+
 def asks_of_tokens(kind: Kind) -> bool:
     """Tells whether heads of a kind answer for every token, not once for an input."""
     return kind in _TOKENS
+
+
+def problem_type(kinds: Iterable[Kind], own: str | None) -> str | None:
+    """Returns the `problem_type` of a classifier with rows of these kinds.
+
+    Args:
+        kinds: The kinds, of at least one task.
+        own: What its config has, which stays where all rows are of labels that exclude one another.
+    """
+    found = {*kinds}
+    if len(found) > 1:
+        return None
+    (kind,) = found
+    return own if kind == "classification" else _PROBLEMS.get(kind)
 
 
 def _answer(config: PretrainedConfig) -> Kind:

@@ -16,6 +16,7 @@ from hf_zip.errors import HfZipError
 from hf_zip.evaluate import description_of
 from hf_zip.groups import blocks, head_names, merge_groups
 from hf_zip.headless import headless, heads_apart
+from hf_zip.kinds import has_labels, head_kind
 from hf_zip.methods import MergeInputs, MergeMethod, Runtime, methods
 from hf_zip.partial import check_partial
 from hf_zip.plain import build
@@ -137,9 +138,10 @@ def prepare(
     tasks: tuple[Task, ...] = ()
     if apart:
         tasks = separate_tasks(sources)
-    elif heads:
+    else:
         _check_rows(sources, adapter)
-        tasks = resolve_tasks(sources, force)
+        if heads or _share_a_head(sources):
+            tasks = resolve_tasks(sources, force)
     findings = preflight(
         trunks,
         tasks,
@@ -215,6 +217,11 @@ def _check_rows(sources: Sequence[Source], adapter: Adapter) -> None:
                     f"{head} of {source.reference!r} has {rows} rows, but its config names "
                     f"{labels} labels; only heads with one row per label can be merged"
                 )
+
+
+def _share_a_head(sources: Sequence[Source]) -> bool:
+    """Tells whether the models answer questions by heads that are merged with their trunks."""
+    return not any(has_labels(head_kind(source.model)) for source in sources)
 
 
 def _by_accuracy(recipe: Recipe) -> bool:

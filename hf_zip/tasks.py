@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from hf_zip.errors import HfZipError
-from hf_zip.kinds import Kind, head_kind
+from hf_zip.kinds import Kind, has_labels, head_kind
 from hf_zip.sources import Source
 
 _SAYS_NOTHING = re.compile(r"LABEL_\d+")
@@ -19,7 +19,8 @@ class Task:
 
     Args:
         name: Its name.
-        labels: Its labels, in the order of its rows in the merged head.
+        labels: Its labels, in the order of its rows in the merged head; none where the rows are no
+            labels and all tasks share them, as those of spans and of words.
         start: Its first row in the merged head.
         members: Positions of the sources that were trained on it.
         rows: For each member, which row of the member's own head holds each label.
@@ -78,7 +79,11 @@ def resolve_tasks(sources: Sequence[Source], force: bool = False) -> tuple[Task,
     for position in range(len(sources)):
         members.setdefault(_task_name(sources, position, members), []).append(position)
 
-    named = {name: _common_labels(name, [sources[i] for i in who]) for name, who in members.items()}
+    kinds = {name: _common_kind(name, [sources[i] for i in who]) for name, who in members.items()}
+    named = {
+        name: _common_labels(name, [sources[i] for i in who]) if has_labels(kinds[name]) else ()
+        for name, who in members.items()
+    }
     apart = {name: says_nothing(labels) for name, labels in named.items()}
     owners: dict[str, str] = {}
     clashes: set[str] = set()
@@ -99,8 +104,7 @@ def resolve_tasks(sources: Sequence[Source], force: bool = False) -> tuple[Task,
     for name, labels in named.items():
         shown = tuple(f"{name}/{x}" if apart[name] or x in clashes else x for x in labels)
         rows = tuple(_rows(labels, labels_of(sources[i].model.config)) for i in members[name])
-        kind = _common_kind(name, [sources[i] for i in members[name]])
-        tasks.append(Task(name, shown, start, tuple(members[name]), rows, kind))
+        tasks.append(Task(name, shown, start, tuple(members[name]), rows, kinds[name]))
         start += len(labels)
     return tuple(tasks)
 
@@ -127,9 +131,7 @@ def separate_tasks(sources: Sequence[Source]) -> tuple[Task, ...]:
                 f"as task {name!r}, but heads of several kinds stay apart, one for each task; give "
                 "them different tasks, or merge the two first"
             )
-        labels = (
-            () if kind in ("question-answering", "masked-lm") else labels_of(source.model.config)
-        )
+        labels = labels_of(source.model.config) if has_labels(kind) else ()
         tasks.append(Task(name, labels, 0, (position,), (tuple(range(len(labels))),), kind))
     return tuple(tasks)
 
@@ -183,6 +185,6 @@ def _common_kind(name: str, sources: Sequence[Source]) -> Kind:
 
 
 def _rows(labels: tuple[str, ...], own: tuple[str, ...]) -> tuple[int, ...]:
-    if len(set(own)) < len(own):  # repeated names cannot tell rows apart
+    if labels and len(set(own)) < len(own):  # repeated names cannot tell rows apart
         return tuple(range(len(own)))
     return tuple(own.index(label) for label in labels)

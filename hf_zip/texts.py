@@ -153,7 +153,8 @@ def longest_text(model: PreTrainedModel) -> int | None:
 
 def _side_by_side(targets: Sequence[Any]) -> Tensor:
     """What is right for the inputs of a batch; lists of one value per token are padded."""
-    if isinstance(targets[0], list) or getattr(targets[0], "ndim", 0):
+    first = targets[0]
+    if isinstance(first, list) or (isinstance(first, Tensor) and first.dim()):
         values = [torch.as_tensor(target) for target in targets]
         return pad_sequence(values, batch_first=True, padding_value=UNLABELLED)
     together: Tensor = default_collate(list(targets))
