@@ -17,6 +17,7 @@ from hf_zip.collect import capture, check_inputs, make_accelerator, make_loader,
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, head_names
 from hf_zip.kinds import asks_of_tokens
+from hf_zip.modeling import HfZipMultiHeadModel
 from hf_zip.refit import regress
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance
@@ -98,6 +99,8 @@ def merged(
 ) -> Candidate:
     """Returns a model whose head already has the rows of all tasks, in order, or that they share.
 
+    A model with several heads answers each task by its own.
+
     Args:
         model: The model.
         tasks: The tasks of the merge.
@@ -108,6 +111,8 @@ def merged(
         HfZipError: There are no tasks, or the model has another number of labels than they have.
     """
     labels = _num_labels(tasks)
+    if isinstance(model, HfZipMultiHeadModel):
+        return Candidate(name, kind, (model,), lambda batch: _of_heads(model(**batch)))
     if labels and model.config.num_labels != labels:
         raise HfZipError(
             f"{name!r} has {model.config.num_labels} labels, but the {len(tasks)} tasks have "
@@ -202,12 +207,20 @@ def forward(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch *token
 
     Those of a span's start and end stand side by side.
     """
-    output = model(**batch)
+    return _logits(model(**batch))
+
+
+def _logits(output: Any) -> Tensor:
     span = getattr(output, "start_logits", None)
     logits: Tensor = (
         output.logits if span is None else torch.stack([span, output.end_logits], dim=-1)
     )
     return logits.float()
+
+
+def _of_heads(output: Any) -> Answers:
+    """The answer to each task from the output of a model with several heads."""
+    return {task: _logits(answer) for task, answer in output.outputs.items()}
 
 
 def _split(logits: Float[Tensor, "batch *tokens labels"], tasks: Sequence[Task]) -> Answers:

@@ -1,6 +1,6 @@
 """What every merge is measured beside: its parents, ensemble, plain average and controls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from transformers import PreTrainedModel
@@ -9,11 +9,11 @@ from hf_zip.assemble import assemble
 from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
 from hf_zip.evaluate import Evaluation, evaluate
 from hf_zip.kinds import asks_of_tokens
-from hf_zip.methods import MergeInputs, WeightOptions, method_named
+from hf_zip.methods import Merged, WeightOptions, method_named
+from hf_zip.multi_head import assemble_multi_head
 from hf_zip.preparation import Prepared
+from hf_zip.recipe import Unmerge
 from hf_zip.request import Request
-from hf_zip.sources import Source
-from hf_zip.tasks import Task
 
 
 def measure(
@@ -39,10 +39,12 @@ def measure(
     candidates = [parent(sources, position, tasks) for position in range(len(sources))]
     candidates.append(ensemble(sources, tasks))
     if (name or method) != "average":
-        candidates.append(_average(sources, tasks, prepared.inputs))
+        candidates.append(_average(prepared))
     hindrance = _no_one_trunk(prepared)
     if hindrance:
         skipped["one trunk"] = hindrance
+    elif prepared.apart:
+        candidates += _trunks_with_heads(prepared)
     else:
         candidates += one_trunks(sources, tasks, runtime.calibration, **runtime.running)
     candidates += [merged(other, tasks, called) for called, other in (others or {}).items()]
@@ -57,6 +59,8 @@ def _no_one_trunk(prepared: Prepared) -> str:
     """Why no trunk can be given a least-squares head; nothing where it can."""
     if prepared.inputs.runtime.calibration is None:
         return "its least-squares head needs calibration data, and none were given"
+    if prepared.apart:
+        return ""
     if not prepared.inputs.heads:
         return "the models share a head, whose rows are no labels of a task"
     if len({asks_of_tokens(task.kind) for task in prepared.tasks}) > 1:
@@ -64,8 +68,32 @@ def _no_one_trunk(prepared: Prepared) -> str:
     return ""
 
 
-def _average(sources: Sequence[Source], tasks: Sequence[Task], inputs: MergeInputs) -> Candidate:
-    method = method_named("average")
-    plain = replace(inputs, model_options=tuple(WeightOptions() for _ in sources))
-    model = assemble(method.run(plain, method.options()), sources[0].model, tasks, {})
-    return merged(model, tasks, "weight average", "average")
+def _average(prepared: Prepared) -> Candidate:
+    method, inputs = method_named("average"), prepared.inputs
+    options = tuple(WeightOptions() for _ in prepared.sources)
+    averaged = method.run(replace(inputs, model_options=options), method.options())
+    if prepared.apart:
+        model = _with_heads(prepared, averaged)
+    else:
+        model = assemble(averaged, prepared.sources[0].model, prepared.tasks, {})
+    return merged(model, prepared.tasks, "weight average", "average")
+
+
+def _trunks_with_heads(prepared: Prepared) -> list[Candidate]:
+    """Each source's trunk, unmerged, with all heads behind maps fitted as the merge's are."""
+    return [
+        merged(
+            _with_heads(prepared, Merged(dict(state), heads=())),
+            prepared.tasks,
+            f"one trunk ({source.name})",
+            "control",
+        )
+        for source, state in zip(prepared.sources, prepared.inputs.states, strict=True)
+    ]
+
+
+def _with_heads(prepared: Prepared, trunk: Merged) -> PreTrainedModel:
+    runtime = prepared.inputs.runtime
+    unmerge: Unmerge = "exact" if runtime.calibration is None else "ridge"
+    model, _ = assemble_multi_head(trunk, runtime, prepared.sources, prepared.tasks, {}, unmerge)
+    return model

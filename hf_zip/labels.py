@@ -141,6 +141,6 @@ def _positions(
     strange = list(dict.fromkeys(name for name in shown if name not in known))
     raise HfZipError(
         f"{len(strange)} labels of data {data!r} are unknown to task {task!r}: "
-        f"{first_few(strange, 4)}. It knows {len(own)}: {first_few(own, 4)}. Leave their rows out, or "
-        "give both sides the same names"
+        f"{first_few(strange, 4)}. It knows {len(own)}: {first_few(own, 4)}. Leave their rows "
+        "out, or give both sides the same names"
     )

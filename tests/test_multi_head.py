@@ -56,9 +56,9 @@ def same_trunk(models):
     return copied
 
 
-def calibration(model, count=80):
+def calibration(model, count=80, seed=9):
     """Inputs one by one, texts without padding."""
-    inputs = random_inputs(model, count, seed=9)
+    inputs = random_inputs(model, count, seed=seed)
     if "attention_mask" not in inputs:
         return rows(inputs)
     real = inputs["attention_mask"].bool()
@@ -279,3 +279,32 @@ def test_what_does_not_fit_is_refused(parents):
     wider = with_head("ForTokenClassification", hidden_size=24)
     with pytest.raises(HfZipError, match="differ in hidden_size"):
         merge([parents[0], wider])
+
+
+def labelled(model, count=12, seed=5):
+    """Inputs with what the model itself answers as what is right, every other one changed."""
+    found = calibration(model, count, seed)
+    for position, row in enumerate(found):
+        with torch.inference_mode():
+            logits = model.eval()(**{k: v[None] for k, v in row.items()}).logits[0]
+        answer = (logits.argmax(dim=-1) + position % 2) % logits.shape[-1]
+        row["labels"] = answer.tolist()
+    return found
+
+
+def test_every_task_is_measured_in_its_own_way():
+    models = same_trunk([with_head("ForSequenceClassification"), with_head(HEADS["tags"], 1)])
+    data = {task: labelled(model) for task, model in zip(HEADS, models, strict=False)}
+    found = merge(models, "permute", evaluation=data).report.evaluation
+    rows = {row.name: row for row in found.rows}
+    assert rows["model_0"].per_task["topic"] == 0.5
+    assert rows["ensemble"].per_task["topic"] == 0.5
+    assert 0.3 < rows["ensemble"].per_task["tags"] < 0.7
+    for kind in ("average", "control", "merge"):
+        for row in found.of_kind(kind):
+            assert row.per_task == pytest.approx(rows["ensemble"].per_task, abs=0.1)
+            assert row.joint is None
+    assert [row.name for row in found.of_kind("control")] == [
+        "one trunk (model_0)",
+        "one trunk (model_1)",
+    ]
