@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedModel
 
 from hf_zip.errors import HfZipError, first_few, first_line
 from hf_zip.modeling import HfZipConfig, HfZipMultiHeadConfig
@@ -190,37 +190,35 @@ def check_finite(model: PreTrainedModel, reference: str) -> None:
             )
 
 
-def load_processor(folder: Path, reference: str) -> Any:
+def load_processor(folder: Path, reference: str, modalities: Sequence[str] = ("image",)) -> Any:
     """Returns a checkpoint's image processor, else its tokenizer, else nothing.
+
+    For a model of images and texts that has both it is one processor.
 
     Args:
         folder: The folder.
         reference: What the recipe calls it, for messages.
+        modalities: What the model takes, as its class says; of "text" alone the image processor,
+            with which the text half of a model may be saved, is passed over.
 
     Raises:
         HfZipError: There is one that cannot be loaded.
     """
-    loaders: tuple[tuple[tuple[str, ...], Callable[[], Any]], ...] = (
-        # Without torchvision there is only PIL, and the two backends resize differently.
-        (
-            _IMAGE_PROCESSOR,
-            lambda: AutoImageProcessor.from_pretrained(
-                folder, backend="pil", trust_remote_code=False
-            ),
-        ),
-        (_TOKENIZER, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False)),
-    )
-    for names, load in loaders:
-        present = [name for name in names if (folder / name).is_file()]
-        if present:
-            try:
-                with _quiet():
-                    return load()
-            except Exception as error:  # whatever a foreign file makes transformers raise
-                raise HfZipError(
-                    f"{reference!r}: {present[0]} cannot be loaded: {first_line(error)}"
-                ) from error
-    return None
+    images = [name for name in _IMAGE_PROCESSOR if (folder / name).is_file()]
+    texts = [name for name in _TOKENIZER if (folder / name).is_file()]
+    if not images and not texts:
+        return None
+    auto: Any = AutoImageProcessor if images else AutoTokenizer
+    if images and texts and "text" in modalities:
+        auto = AutoProcessor if "image" in modalities else AutoTokenizer
+    # Without torchvision there is only PIL, and the two backends resize differently.
+    options = {} if auto is AutoTokenizer else {"backend": "pil"}
+    try:
+        with _quiet():
+            return auto.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:  # whatever a foreign file makes transformers raise
+        name = texts[0] if auto is AutoTokenizer else images[0]
+        raise HfZipError(f"{reference!r}: {name} cannot be loaded: {first_line(error)}") from error
 
 
 @contextmanager

@@ -113,6 +113,36 @@ def text_columns(
     return found[0]
 
 
+def pair_columns(
+    table: Table, column: str | Sequence[str] | None, label_column: str | None = None
+) -> tuple[str, str]:
+    """Returns the columns that hold images and texts.
+
+    Args:
+        table: The data.
+        column: The two columns to take, the images' first.
+        label_column: The column of labels, if it is named.
+
+    Raises:
+        HfZipError: There is no such column, none or several that hold images or texts, or not two
+            are named.
+    """
+    named = _named(table, column)
+    if len(named) not in (0, 2):
+        raise HfZipError(
+            f"{len(named)} columns are named for data {table.name!r} ({', '.join(named)}), but the "
+            "models take an image and a text; name both as 'column: [IMAGE, TEXT]'"
+        )
+    image = image_column(table, named[:1])
+    texts = text_columns(table, named[1:], label_column)
+    if len(texts) > 1:
+        raise HfZipError(
+            f"data {table.name!r} hold pairs of texts ({', '.join(texts)}), but the models take "
+            "one text with each image; name the columns as 'column: [IMAGE, TEXT]'"
+        )
+    return image, texts[0]
+
+
 def _named(table: Table, column: str | Sequence[str] | None) -> tuple[str, ...]:
     column = table.column or column or ()
     names = (column,) if isinstance(column, str) else tuple(column)

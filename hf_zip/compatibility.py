@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from hf_zip.adapters import Adapter
 from hf_zip.groups import head_names
+from hf_zip.processors import image_processor, prepares_texts, tokenizer
 from hf_zip.sources import Source
 
 Level = Literal["error", "warning", "info"]
@@ -26,7 +27,12 @@ _SHAPES = (
     "type_vocab_size",
 )
 # Used in training only, or by heads that are not merged. So is everything with "drop" in its name.
-_WITHOUT_EFFECT = ("initializer_range", "encoder_stride")
+_WITHOUT_EFFECT = (
+    "initializer_range",
+    "initializer_factor",
+    "logit_scale_init_value",
+    "encoder_stride",
+)
 _PREPARATION = {
     "do_convert_rgb": (),
     "do_resize": ("size", "resample"),
@@ -83,13 +89,17 @@ def compare_architectures(first: Source, other: Source, adapter: Adapter) -> Ite
             f"{pair} are of different classes, {type(a).__name__} and {type(b).__name__}; save "
             "both as one class",
         )
-    differing = [key for key in _SHAPES if _value(a.config, key) != _value(b.config, key)]
-    for key in differing:
+    differing = [
+        (f"{part}{key}", _value(mine, key), _value(theirs, key))
+        for part, mine, theirs in _config_pairs(a, b)
+        for key in _SHAPES
+        if _value(mine, key) != _value(theirs, key)
+    ]
+    for key, x, y in differing:
         yield Finding(
             "error",
             "shape",
-            f"{pair} differ in {key}, {_value(a.config, key)} and {_value(b.config, key)}; only "
-            "models of one shape can be merged",
+            f"{pair} differ in {key}, {x} and {y}; only models of one shape can be merged",
         )
     if differing or type(a) is not type(b):
         return
@@ -103,6 +113,18 @@ def compare_architectures(first: Source, other: Source, adapter: Adapter) -> Ite
             f"{pair} differ in {len(names)} parameters outside their heads: {', '.join(shapes)}"
             f"{', …' if len(names) > 3 else ''}; only models of one shape can be merged",
         )
+
+
+def _config_pairs(
+    a: PreTrainedModel, b: PreTrainedModel
+) -> Iterator[tuple[str, PretrainedConfig, PretrainedConfig]]:
+    """The configs of two models, and those of their parts with what comes before their entries."""
+    yield "", a.config, b.config
+    used = {type(part.config) for part in a.modules() if isinstance(part, PreTrainedModel)}
+    for name in a.config.sub_configs:
+        mine, theirs = getattr(a.config, name, None), getattr(b.config, name, None)
+        if type(mine) is type(theirs) and type(mine) in used:
+            yield f"{name}.", mine, theirs
 
 
 def _trunk_shapes(model: PreTrainedModel, adapter: Adapter) -> dict[str, tuple[int, ...]]:
@@ -124,8 +146,20 @@ def compare_configs(first: Source, other: Source, force: bool) -> Iterator[Findi
         other: The other, of the same type.
         force: See `refused`.
     """
-    pair, (a, b) = both(first, other), (first.model.config, other.model.config)
-    everywhere = {field.name for field in dataclasses.fields(PretrainedConfig)}
+    for part, a, b in _config_pairs(first.model, other.model):
+        yield from _compare_entries(part, a, b, first, other, force)
+
+
+def _compare_entries(
+    part: str,
+    a: PretrainedConfig,
+    b: PretrainedConfig,
+    first: Source,
+    other: Source,
+    force: bool,
+) -> Iterator[Finding]:
+    pair = both(first, other)
+    everywhere = {field.name for field in dataclasses.fields(PretrainedConfig)} | set(a.sub_configs)
     keys = [field.name for field in dataclasses.fields(a) if field.name not in everywhere]
     # Some families give their shapes names of their own.
     shapes = {a.attribute_map.get(key, key) for key in _SHAPES}
@@ -135,8 +169,9 @@ def compare_configs(first: Source, other: Source, force: bool) -> Iterator[Findi
             x, y = _token(first, x), _token(other, y)
         if x == y or key in shapes:
             continue
+        key = f"{part}{key}"
         problem = f"{pair} differ in {key}, {x!r} and {y!r}"
-        if key in _WITHOUT_EFFECT or "drop" in key:
+        if key.endswith(_WITHOUT_EFFECT) or "drop" in key:
             yield Finding("info", "config", f"{problem}, which does not change what they compute")
         elif key.endswith("_eps"):
             yield Finding("warning", "config", f"{problem}; the merged model has the first's")
@@ -177,7 +212,7 @@ def compare_processors(first: Source, other: Source, force: bool) -> Iterator[Fi
             f"{_kind(other)}; save beside each what it was trained with",
         )
         return
-    mine, theirs = _preparation(a), _preparation(b)
+    mine, theirs = _preparation(image_processor(a)), _preparation(image_processor(b))
     keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     if keys:
         values = ", ".join(f"{key} {mine.get(key)} and {theirs.get(key)}" for key in keys)
@@ -191,17 +226,22 @@ def compare_processors(first: Source, other: Source, force: bool) -> Iterator[Fi
 
 
 def has_tokenizer(source: Source) -> bool:
-    """Tells whether a source's processor is a tokenizer."""
-    return isinstance(source.processor, PreTrainedTokenizerBase)
+    """Tells whether a source's processor is a tokenizer or has one."""
+    return prepares_texts(source.processor)
 
 
 def _kind(source: Source) -> str:
-    return "tokenizer" if has_tokenizer(source) else "processor"
+    alone = has_tokenizer(source) and not isinstance(source.processor, ProcessorMixin)
+    return "tokenizer" if alone else "processor"
 
 
 def _token(source: Source, value: Any) -> Any:
     """What the id of a special token stands for."""
-    return source.processor.convert_ids_to_tokens(value) if isinstance(value, int) else value
+    return (
+        tokenizer(source.processor).convert_ids_to_tokens(value)
+        if isinstance(value, int)
+        else value
+    )
 
 
 def _preparation(processor: Any) -> dict[str, Any]:

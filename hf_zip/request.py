@@ -13,6 +13,8 @@ from hf_zip.data import names_data
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.images import ImageReader
 from hf_zip.inputs import Reader
+from hf_zip.pairs import PairReader
+from hf_zip.processors import image_processor, tokenizer
 from hf_zip.recipe import CalibrationSpec, EvaluationSpec, Recipe
 from hf_zip.sources import Source, from_model, load_source, load_sources
 from hf_zip.tasks import Task
@@ -194,14 +196,19 @@ def reader_of(source: Source, max_length: int) -> Reader:
         max_length: Tokens of a text at most.
 
     Raises:
-        HfZipError: It takes neither images nor texts.
+        HfZipError: It takes neither images nor texts nor both together.
     """
     model, takes = source.model, source.model.main_input_name
+    config = getattr(model.config, "vision_config", model.config)
+    shape = {name: getattr(config, name, None) for name in ("num_channels", "image_size")}
+    images = ImageReader(image_processor(source.processor), **shape)
+    texts = TextReader(tokenizer(source.processor), longest_text(model), max_length)
+    if {"image", "text"} <= set(model.input_modalities):
+        return PairReader(images, texts)
     if takes == ImageReader.key:
-        shape = {n: getattr(model.config, n, None) for n in ("num_channels", "image_size")}
-        return ImageReader(source.processor, **shape)
+        return images
     if takes == TextReader.key:
-        return TextReader(source.processor, longest_text(model), max_length)
+        return texts
     raise HfZipError(
         f"{source.reference!r} takes {takes}, and no data can be read as that; models should take "
         f"{ImageReader.key} or {TextReader.key}"

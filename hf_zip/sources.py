@@ -46,7 +46,7 @@ class Source:
             `load_source` was) and evaluation mode.
         task: The task given in the recipe, if any.
         name: Short name: the folder's or the repository's.
-        processor: Its image processor or tokenizer, if it has one.
+        processor: Its image processor or tokenizer, or one of both, if it has one.
         revision: The resolved commit on the Hub; nothing for a folder.
         sha256: Digest of its weight file, or of the list of digests of several; for a folder.
         license: The licence its model card states, if any.
@@ -113,7 +113,7 @@ def load_source(
         model=model,
         task=task,
         name=folder.resolve().name if local else reference.partition("@")[0].rpartition("/")[2],
-        processor=load_processor(folder, reference),
+        processor=load_processor(folder, reference, model.input_modalities),
         revision=None if local else folder.name,
         sha256=digest(files) if local else None,
         license=_license(folder / "README.md"),

@@ -102,18 +102,23 @@ class TextReader:
             HfZipError: They have to be padded, and the tokenizer cannot.
         """
         rows: ConcatDataset[Row] = ConcatDataset(parts)
-        lengths = [len(rows[position][self.key]) for position in range(len(rows))]
+        order = self.longest_first([rows[position] for position in range(len(rows))])
+        ordered = None if targets is None else [targets[position] for position in order]
+        return Inputs(Subset(rows, order), description, ordered, self.collate)
+
+    def longest_first(self, rows: Sequence[Row]) -> list[int]:
+        """Returns the positions of texts, the longest first; `join` says what is refused."""
+        lengths = [len(row[self.key]) for row in rows]
         if len(set(lengths)) > 1 and not self._pads():
             lacking = "no tokenizer" if self.tokenizer is None else "no padding token"
             raise HfZipError(
                 f"texts of different lengths have to be padded, but there is {lacking}; give a "
                 "tokenizer that has a padding token (tokenizer.pad_token)"
             )
-        order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
-        ordered = None if targets is None else [targets[position] for position in order]
-        return Inputs(Subset(rows, order), description, ordered, self._collate)
+        return sorted(range(len(lengths)), key=lambda position: -lengths[position])
 
-    def _collate(self, rows: list[Row]) -> dict[str, Tensor]:
+    def collate(self, rows: list[Row]) -> dict[str, Tensor]:
+        """Returns a batch of texts, padded where there is a padding token."""
         targets = {
             name: _side_by_side([row[name] for row in rows])
             for name in rows[0]
@@ -123,6 +128,12 @@ class TextReader:
         if not self._pads():
             together = {name: torch.tensor([row[name] for row in inputs]) for name in inputs[0]}
             return {**together, **targets}
+        if "attention_mask" not in self.tokenizer.model_input_names:
+            # Models without a mask, such as SigLIP, are trained on texts of one length, and read
+            # the padding too.
+            bare = [{self.key: row[self.key]} for row in inputs]
+            options = {"padding": "max_length", "max_length": self._length()}
+            return {**self.tokenizer.pad(bare, return_tensors="pt", **options), **targets}
         padded = self.tokenizer.pad(
             inputs,
             # On the left it would move the texts to other positions, which their models tell apart.
@@ -147,7 +158,7 @@ def longest_text(model: PreTrainedModel) -> int | None:
             # Some families count positions from the one after the padding token's.
             start = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - start
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) else None
 
 

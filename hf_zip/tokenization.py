@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from hf_zip.compatibility import Finding, both, refused
+from hf_zip.compatibility import Finding, both, has_tokenizer, refused
 from hf_zip.errors import HfZipError, first_few
+from hf_zip.processors import tokenizer
 from hf_zip.sources import Source
 from hf_zip.texts import longest_text
-from hf_zip.vocabulary import order_between
+from hf_zip.vocabulary import order_between, word_embeddings
 
 _TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -35,10 +34,10 @@ def check_tokenizer(source: Source) -> Iterator[Finding]:
     Args:
         source: The model; of one without a tokenizer, nothing is wrong.
     """
-    if not isinstance(source.processor, PreTrainedTokenizerBase):
+    if not has_tokenizer(source):
         return
-    largest = max(source.processor.get_vocab().values(), default=-1)
-    rows = source.model.get_input_embeddings().num_embeddings
+    largest = max(tokenizer(source.processor).get_vocab().values(), default=-1)
+    rows = word_embeddings(source.model).num_embeddings
     if largest >= rows:
         yield Finding(
             "error",
@@ -56,7 +55,7 @@ def compare_tokenizers(first: Source, other: Source, force: bool) -> Iterator[Fi
         other: The other, with a tokenizer.
         force: See `refused`.
     """
-    pair, (a, b) = both(first, other), (first.processor, other.processor)
+    pair, (a, b) = both(first, other), (tokenizer(first.processor), tokenizer(other.processor))
     mine, theirs = a.get_vocab(), b.get_vocab()
     if mine.keys() != theirs.keys():
         yield _other_tokens(pair, sorted(mine), sorted(theirs), force)
@@ -117,7 +116,7 @@ def _other_tokens(pair: str, mine: Sequence[str], theirs: Sequence[str], force: 
 
 
 def _other_order(first: Source, other: Source) -> Finding:
-    mine, theirs = first.processor.get_vocab(), other.processor.get_vocab()
+    mine, theirs = (tokenizer(source.processor).get_vocab() for source in (first, other))
     try:
         order_between(first, other)
     except HfZipError as error:
@@ -134,7 +133,7 @@ def _other_order(first: Source, other: Source) -> Finding:
 def _lengths(first: Source, other: Source) -> Iterator[Finding]:
     lengths = []
     for source in (first, other):
-        limit, own = longest_text(source.model), int(source.processor.model_max_length)
+        limit, own = longest_text(source.model), int(tokenizer(source.processor).model_max_length)
         lengths.append(own if limit is None else min(own, limit))
     if lengths[0] != lengths[1]:
         yield Finding(
@@ -152,11 +151,9 @@ def _probes(tokens: Sequence[str]) -> tuple[Any, ...]:
     return (*_TEXTS, words, words.lower(), words.upper(), words.title(), pair)
 
 
-def _tokens(tokenizer: Any, text: Any) -> list[str]:
+def _tokens(own: Any, text: Any) -> list[str]:
     texts = (text,) if isinstance(text, str) else text
-    found: list[str] = tokenizer.convert_ids_to_tokens(
-        tokenizer(*texts, verbose=False)["input_ids"]
-    )
+    found: list[str] = own.convert_ids_to_tokens(own(*texts, verbose=False)["input_ids"])
     return found
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from hf_zip.errors import HfZipError
+from hf_zip.processors import prepares_texts, tokenizer
 from hf_zip.sources import Source
 
 
@@ -52,6 +53,21 @@ def reordering(
     return order
 
 
+def word_embeddings(model: PreTrainedModel) -> nn.Embedding:
+    """Returns the embeddings of a model's words; of one that takes images too, of its texts' part.
+
+    Raises:
+        HfZipError: There are none.
+    """
+    for part in (model, *model.children()):
+        if isinstance(part, PreTrainedModel) and "image" not in part.input_modalities:
+            found: nn.Embedding = part.get_input_embeddings()
+            return found
+    raise HfZipError(
+        f"{type(model).__name__} has a tokenizer but takes no texts; give its image processor alone"
+    )
+
+
 def reorder_vocabulary(model: PreTrainedModel, order: Int64[Tensor, "size"]) -> None:
     """Puts the rows of a model's word embeddings, and of what decodes to words, into an order.
 
@@ -62,7 +78,7 @@ def reorder_vocabulary(model: PreTrainedModel, order: Int64[Tensor, "size"]) -> 
         order: For every new id the old one.
     """
     decoder = model.get_output_embeddings()
-    modules = [model.get_input_embeddings(), *([] if decoder is None else [decoder])]
+    modules = [word_embeddings(model), *([] if decoder is None else [decoder])]
     # Tied weights are one parameter under two names, and are touched once.
     distinct = {id(p): p for module in modules for p in module.parameters(recurse=False)}
     with torch.no_grad():
@@ -88,17 +104,26 @@ def order_between(first: Source, other: Source) -> Int64[Tensor, "size"] | None:
 
     Raises:
         HfZipError: The tokens are the same, but the models cannot be put in one order: ids are not
-            distinct, or the other model counts positions from the id of its padding token.
+            distinct, or the other model counts positions from the id of its padding token or
+            finds the end of a text by an id.
     """
-    a, b = first.processor, other.processor
-    if not isinstance(a, PreTrainedTokenizerBase) or not isinstance(b, PreTrainedTokenizerBase):
+    a, b = tokenizer(first.processor), tokenizer(other.processor)
+    if not prepares_texts(a) or not prepares_texts(b):
         return None
     mine, theirs = a.get_vocab(), b.get_vocab()
     if mine == theirs or mine.keys() != theirs.keys():
         return None
-    embeddings = other.model.get_input_embeddings()
+    embeddings = word_embeddings(other.model)
     order = reordering(mine, theirs, embeddings.num_embeddings)
     for name, module in other.model.named_modules():
+        end = getattr(module, "eos_token_id", None)
+        # CLIP's text encoder takes the 2 of older configs for the largest id there is.
+        if isinstance(end, int) and (end == 2 or int(order[end]) != end):
+            raise HfZipError(
+                f"{first.reference!r} and {other.reference!r} have the same tokens in another "
+                f"order, but their type finds the end of a text by its id, which is {end} in the "
+                "second only; give both one tokenizer and train again"
+            )
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             start = module.padding_idx
             if start is not None and int(order[start]) != start:

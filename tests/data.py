@@ -1,8 +1,10 @@
 """Small image data sets for tests."""
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
+
+CAPTIONS = ["a photo of a cat", "dog", "a dog of a cat of a dog", "photo of dog", "a", "cat"]
 
 
 def random_images(count, seed=0, size=8):
@@ -18,6 +20,14 @@ def write_images(folder, count, seed=0):
     folder.mkdir()
     for i, image in enumerate(random_images(count, seed)):
         image.save(folder / f"{i}.png")
+
+
+def write_captioned(path, count=6):
+    """A parquet file with the columns `image` and `caption`."""
+    columns = {"image": random_images(count), "caption": (CAPTIONS * count)[:count]}
+    features = Features({"image": Image(), "caption": Value("string")})
+    Dataset.from_dict(columns, features=features).to_parquet(path)
+    return str(path)
 
 
 def write_labelled(path, names, count, seed=0):
