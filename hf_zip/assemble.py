@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_of
 from hf_zip.align import mean
+from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.groups import head_names
 from hf_zip.kinds import problem_type
@@ -43,8 +44,7 @@ def assemble(
         HfZipError: The merged parameters are not those of the class.
     """
     config = _config(template.config, tasks, dtype)
-    for key, value in merged.config.items():
-        setattr(config, key, value)
+    set_entries(config, merged.config)
     rows = [
         {"name": t.name, "start": t.start, "labels": list(t.labels), "kind": t.kind} for t in tasks
     ]
@@ -86,7 +86,7 @@ def task_model(model: PreTrainedModel, task: str) -> PreTrainedModel:
         set_labels(config, labels)
         kind = tasks[task].get("kind", "classification")  # merges once did not tell
         config.problem_type = problem_type([kind], config.problem_type)
-    heads = head_names(model, adapter_for(config.model_type))
+    heads = head_names(model, adapter_of(model))
     state = {
         name: tensor.detach()[start : start + len(labels)]
         if name.startswith(tuple(f"{head}." for head in heads))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_of
 from hf_zip.collect import capture, check_inputs, make_accelerator, make_loader, reduced
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, head_names
@@ -182,7 +182,7 @@ def one_trunks(
 
 
 def _head_input(source: Source) -> Tap:
-    names = head_names(source.model, adapter_for(source.model.config.model_type))
+    names = head_names(source.model, adapter_of(source.model))
     if not names:
         raise HfZipError(f"{source.reference!r} has no task head, so its trunk cannot be given one")
     return Tap(names[0], "input")

@@ -1,15 +1,22 @@
 """Exact rewrites of a pre-norm model to one form, in which models can be compared and fitted."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
+from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Axis, blocks, head_names, merge_groups, outer_readers
 from hf_zip.names import Names
+
+_LOSS = (
+    "so gains and biases are part of the stream, which can be neither rotated nor refitted without "
+    "loss"
+)
 
 
 def obstacle(adapter: Adapter) -> str:
@@ -18,11 +25,19 @@ def obstacle(adapter: Adapter) -> str:
     Args:
         adapter: The family's table.
     """
+    found = ""
+    if adapter.towers:
+        return (
+            f"models of {adapter.name!r} have {len(adapter.towers)} towers "
+            f"({', '.join(adapter.towers)}), and only the layers of one can be rotated or refitted"
+        )
+    if not adapter.heads:
+        return f"models of {adapter.name!r} have no task head that reads their last normalisation"
     if not adapter.pre_norm:
-        return f"the blocks of {adapter.name!r} do not normalise what they read (post-norm)"
-    if adapter.embedding_norms:
-        return f"{adapter.embedding_norms[0]} of {adapter.name!r} normalises the embeddings"
-    return ""
+        found = f"the blocks of {adapter.name!r} do not normalise what they read (post-norm)"
+    elif adapter.embedding_norms:
+        found = f"{adapter.embedding_norms[0]} of {adapter.name!r} normalises the embeddings"
+    return f"{found}, {_LOSS}" if found else ""
 
 
 def check_canonical(adapter: Adapter) -> None:
@@ -36,10 +51,7 @@ def check_canonical(adapter: Adapter) -> None:
     """
     found = obstacle(adapter)
     if found:
-        raise HfZipError(
-            f"{found}, so gains and biases are part of the stream, which can be neither rotated "
-            "nor refitted without loss; use 'permute' or 'zipit'"
-        )
+        raise HfZipError(f"{found}; use 'permute' or 'zipit'")
 
 
 def canonical(model: PreTrainedModel, adapter: Adapter, to_the_end: bool = True) -> PreTrainedModel:
@@ -48,7 +60,8 @@ def canonical(model: PreTrainedModel, adapter: Adapter, to_the_end: bool = True)
     Gain and bias of every LayerNorm are folded into the linear layers that read it, so that it only
     normalises; scales into those whose output they scale, so that they are 1; and the mean over
     features is taken out of everything that writes to the stream, which LayerNorm ignores. Readers
-    without a bias get one. The arithmetic is float64.
+    without a bias get one. An attention pool beside the head is left out. The arithmetic is
+    float64.
 
     Args:
         model: A pre-norm model, with a task head where the form goes to the end; left unchanged.
@@ -62,7 +75,7 @@ def canonical(model: PreTrainedModel, adapter: Adapter, to_the_end: bool = True)
     Source: SliceGPT (https://arxiv.org/abs/2401.15024), section 3.2.
     """
     check_canonical(adapter)
-    changed = copy.deepcopy(model)
+    changed = _without_pool(model, adapter)
     if to_the_end and not head_names(changed, adapter):
         raise HfZipError(
             f"{type(model).__name__} has no task head; its last normalisation cannot be folded "
@@ -82,6 +95,38 @@ def canonical(model: PreTrainedModel, adapter: Adapter, to_the_end: bool = True)
             exact = parameter.double()
             parameter.copy_(exact - exact.mean(dim=axis.dim, keepdim=True))
     return changed
+
+
+def canonical_entries(model: PreTrainedModel, adapter: Adapter) -> dict[str, Any]:
+    """Returns the entries of the config in which a model's canonical form may differ.
+
+    Args:
+        model: A model with a task head.
+        adapter: Its family's table.
+    """
+    # Queries, keys and values receive the biases of the normalisations that they read.
+    found: dict[str, Any] = {"qkv_bias": True} if hasattr(model.config, "qkv_bias") else {}
+    return {**found, **_pool_entries(adapter)}
+
+
+def _pool_entries(adapter: Adapter) -> dict[str, Any]:
+    pool = adapter.attention_pool
+    return {} if pool is None else {f"{adapter.config}.{pool.switch}": False}
+
+
+def _without_pool(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+    """A copy without the attention pool, which reads the stream beside the task head."""
+    entries = _pool_entries(adapter)
+    if not entries:
+        return copy.deepcopy(model)
+    config = copy.deepcopy(model.config)
+    set_entries(config, entries)
+    with torch.random.fork_rng(devices=[]):
+        changed = type(model)(config).to(model.device, model.dtype)
+    with torch.no_grad():
+        for name, parameter in changed.named_parameters():
+            parameter.copy_(model.get_parameter(name))
+    return changed.train(model.training)
 
 
 def stream_writers(model: PreTrainedModel, adapter: Adapter) -> tuple[Axis, ...]:

@@ -34,7 +34,8 @@ def adapters_table() -> str:
     rows = ["| family | `model_type` | task heads |", "|---|---|---|"]
     for name, adapter in adapters().items():
         types = ", ".join(f"`{model_type}`" for model_type in adapter.model_types)
-        heads = ", ".join(f"`{head}`" for head in adapter.heads)
+        tables = (adapter, *adapter.towers.values())
+        heads = ", ".join(f"`{head}`" for table in tables for head in table.heads)
         rows.append(f"| {name} | {types} | {heads} |")
     return "\n".join(rows)
 

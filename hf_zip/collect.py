@@ -9,11 +9,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, tqdm
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.data import DataLoader, Subset, default_collate
 from transformers.utils import ModelOutput
 
 from hf_zip.errors import HfZipError
 from hf_zip.groups import MergeGroup, Tap
+from hf_zip.names import owner
 
 
 @runtime_checkable
@@ -173,20 +175,20 @@ def capture(
         model: The model.
         taps: Where to look.
         mask: `[inputs, tokens]`, zero at the tokens whose rows are left out. Where there is one
-            row per input, as after pooling, all are taken.
+            row per input, as after pooling, and in what takes images, all are taken.
 
     Raises:
         HfZipError: The model has no such module; or, as it runs, the features at a tap are not
             those of the mask's tokens.
     """
-    seen: dict[Tap, Tensor] = {}
-    modules = dict(model.named_modules())
-    handles = []
+    seen, handles, modules = dict[Tap, Tensor](), [], dict(model.named_modules())
     try:
         for tap in taps:
             if tap.module not in modules:
                 raise HfZipError(f"{type(model).__name__} has no module {tap.module!r} to observe")
-            handles.append(_hook(modules[tap.module], tap, seen, mask))
+            images = getattr(owner(model, tap.module), "main_input_name", "") == "pixel_values"
+            own = None if images else mask
+            handles.append(_hook(modules[tap.module], tap, seen, own))
         yield seen
     finally:
         for handle in handles:
@@ -272,6 +274,11 @@ def _hook(module: nn.Module, tap: Tap, seen: dict[Tap, Tensor], mask: Tensor | N
             tensor = tensor[_real(mask, tensor, tap)]
         seen[tap] = tensor.reshape(-1, tensor.shape[-1])
 
+    if tap.side in ("keys", "values"):
+        part = ("queries", "keys", "values").index(tap.side)
+        return module.register_forward_pre_hook(
+            lambda attention, args: keep(_projected(attention, args[part], part))
+        )
     if tap.side == "input":
         # Some blocks call their layers by keyword, so positional arguments may be empty.
         return module.register_forward_pre_hook(
@@ -279,6 +286,12 @@ def _hook(module: nn.Module, tap: Tap, seen: dict[Tap, Tensor], mask: Tensor | N
             with_kwargs=True,
         )
     return module.register_forward_hook(lambda _, __, output: keep(output))
+
+
+def _projected(attention: Any, features: Tensor, part: int) -> Tensor:
+    """The queries, keys or values that an `nn.MultiheadAttention` makes inside."""
+    weight, bias = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+    return linear(features, weight[part], bias[part])
 
 
 def _real(mask: Tensor, features: Tensor, tap: Tap) -> Tensor:

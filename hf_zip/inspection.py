@@ -5,7 +5,7 @@ from itertools import groupby
 
 from torch import nn
 
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_of
 from hf_zip.assemble import CONFIG_KEY, merge_record
 from hf_zip.cost import parameters
 from hf_zip.errors import first_few
@@ -36,7 +36,7 @@ def describe(references: Sequence[str]) -> str:
     sources = load_sources([ModelSpec(reference) for reference in references])
     lines = [line for source in sources for line in _source_lines(source)]
     first = sources[0].model
-    adapter = adapter_for(first.config.model_type)
+    adapter = adapter_of(first)
     lines += [
         "",
         f"merge groups of {type(first).__name__}:",

@@ -129,6 +129,9 @@ def _how(group: MergeGroup, plan: Plan) -> How:
         "query_key": plan.heads,
         "mlp": plan.mlp,
         "pooler": plan.mlp,
+        "pool_value": plan.heads,
+        "pool_query_key": plan.heads,
+        "joint": plan.stream,
     }[group.role]
 
 

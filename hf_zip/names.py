@@ -3,10 +3,34 @@
 from collections.abc import Iterator
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.errors import HfZipError
+
+
+def owner(model: nn.Module, module: str) -> nn.Module:
+    """Returns the innermost transformers model that a module belongs to; without one the outermost.
+
+    Args:
+        model: A model.
+        module: Name of one of its modules.
+    """
+    modules = [model]
+    for part in module.split("."):
+        modules.append(getattr(modules[-1], part))
+    return next((m for m in reversed(modules) if isinstance(m, PreTrainedModel)), model)
+
+
+def config_of(model: PreTrainedModel, module: str) -> PretrainedConfig:
+    """Returns the config of the innermost model that a module belongs to.
+
+    Args:
+        model: A model.
+        module: Name of one of its modules.
+    """
+    found: PretrainedConfig = owner(model, module).config
+    return found
 
 
 class Names:

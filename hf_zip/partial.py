@@ -90,7 +90,9 @@ def check_partial(model: PreTrainedModel, adapter: Adapter) -> None:
         HfZipError: They are not image classifiers with one head, which reads the first token.
     """
     heads = head_names(model, adapter)
-    if not adapter.partial:
+    if adapter.towers:
+        reason = f"{type(model).__name__} has {len(adapter.towers)} towers"
+    elif not adapter.partial:
         reason = f"the heads of {adapter.name!r} read something else"
     elif len(heads) != 1 or "ForImageClassification" not in type(model).__name__:
         reason = f"{type(model).__name__} has {len(heads)} heads"

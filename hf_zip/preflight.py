@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_zip.adapters import Adapter, adapter_for
+from hf_zip.adapters import Adapter, adapter_of
 from hf_zip.compatibility import (
     Finding,
     both,
@@ -78,7 +78,7 @@ def preflight(
     first, alike = sources[0], [s for s in sources[1:] if _type(s) == _type(sources[0])]
     pairs: tuple[PairSimilarity, ...] = ()
     if not any(finding.code == "unsupported" for finding in findings):
-        adapter = adapter_for(_type(first))
+        adapter = adapter_of(first.model)
         for other in alike:
             findings += compare_architectures(first, other, adapter)
             findings += compare_configs(first, other, force)
@@ -103,7 +103,7 @@ def preflight(
         findings=tuple(sorted(findings, key=lambda finding: finding.level != "warning")),
         similarities=pairs,
         initialisation=verdict,
-        suggestion=_suggestion(verdict, adapter_for(_type(first))),
+        suggestion=_suggestion(verdict, adapter_of(first.model)),
     )
 
 
@@ -151,7 +151,7 @@ def _tasks(sources: Sequence[Source], tasks: Sequence[Task]) -> Iterator[Finding
 
 def _types(sources: Sequence[Source]) -> Iterator[Finding]:
     try:
-        adapter_for(_type(sources[0]))
+        adapter_of(sources[0].model)
     except HfZipError as error:
         yield Finding("error", "unsupported", str(error))
     for other in sources[1:]:

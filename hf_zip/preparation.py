@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hf_zip.accuracy import check_apart
-from hf_zip.adapters import Adapter, adapter_for
+from hf_zip.adapters import Adapter, adapter_of
 from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import description_of
@@ -130,7 +130,7 @@ def prepare(
         for i, spec in enumerate(recipe.models)
     )
     sources = request.load_sources()
-    adapter = adapter_for(sources[0].model.config.model_type)
+    adapter = adapter_of(sources[0].model)
     method.requires.check_form(adapter)
     apart = heads_apart(sources)
     trunks = tuple(headless(source, adapter) for source in sources) if apart else sources

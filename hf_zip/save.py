@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_zip.adapters import adapter_for, family
+from hf_zip.adapters import adapter_of
 from hf_zip.errors import HfZipError
 
 MARKER = "hf_zip_recipe.yaml"
@@ -107,7 +107,7 @@ def check_reload(model: PreTrainedModel, folder: Path) -> None:
 def _outputs(model: PreTrainedModel) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     config = getattr(model.config, "trunk_config", model.config)
-    inputs = adapter_for(family(model.config)).inputs(config, 2, generator)
+    inputs = adapter_of(model).inputs(config, 2, generator)
     moved = {
         key: value.to(model.device, model.dtype if value.is_floating_point() else None)
         for key, value in inputs.items()

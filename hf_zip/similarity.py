@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
-from hf_zip.groups import base_name, blocks
+from hf_zip.groups import blocks, embedding_names
 from hf_zip.sources import Source
 
 Initialisation = Literal["shared", "different", "unclear"]
@@ -91,7 +91,7 @@ def _weights(model: PreTrainedModel, adapter: Adapter) -> dict[str, list[Tensor]
     """Returns the parameters of every role, in the model's order."""
     layers = blocks(model, adapter)
     names = {role: [f"{getattr(layer, role)}.weight" for layer in layers] for role in LINEAR_ROLES}
-    names["embeddings"] = [base_name(model, adapter, name) for name in adapter.embeddings]
+    names["embeddings"] = list(embedding_names(model, adapter))
     parameters = dict(model.named_parameters())
     found: dict[str, list[Tensor]] = {}
     for role, places in names.items():

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 import hf_zip
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_of
 from hf_zip.align import align
 from hf_zip.groups import MergeGroup, merge_groups
 from hf_zip.matching.merge_map import MergeMap
@@ -68,7 +68,7 @@ def main() -> None:
 
 def reordered(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Returns a model of the same function with stream, heads and hidden units reordered."""
-    groups = merge_groups(model, adapter_for(model.config.model_type))
+    groups = merge_groups(model, adapter_of(model))
     state = align(dict(model.named_parameters()), groups, random_order(groups, seed), 0)
     copy = ViTForImageClassification(model.config).eval()
     with torch.no_grad():

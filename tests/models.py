@@ -5,7 +5,7 @@ import copy
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hf_zip.adapters import adapter_for, family
+from hf_zip.adapters import adapter_of
 from hf_zip.align import align
 from hf_zip.groups import merge_groups
 from hf_zip.matching.merge_map import MergeMap
@@ -46,7 +46,7 @@ def processor(**overrides):
 def random_inputs(model, batch=16, seed=0):
     """What a model takes, its numbers (no tokens, no masks) in its precision."""
     generator = torch.Generator().manual_seed(seed)
-    adapter = adapter_for(family(model.config))
+    adapter = adapter_of(model)
     inputs = adapter.inputs(model.config, batch, generator)
     return {
         key: value.to(model.dtype) if value.is_floating_point() else value
@@ -55,6 +55,15 @@ def random_inputs(model, batch=16, seed=0):
 
 
 images = random_inputs
+
+# What models put out for their users, the first that they have.
+OUTPUTS = ("logits", "logits_per_image", "image_embeds", "text_embeds", "pooler_output")
+
+
+def outputs(model, inputs):
+    """What a model puts out for its users: logits, similarities, or embeddings."""
+    found = model(**inputs)
+    return next(found[name] for name in OUTPUTS if name in found)
 
 
 def rows(inputs):
@@ -87,6 +96,6 @@ def with_parameters(model, state):
 
 def permuted(model, seed=0):
     """An exact copy of a model's function, its stream, heads and MLP units reordered."""
-    groups = merge_groups(model, adapter_for(model.config.model_type))
+    groups = merge_groups(model, adapter_of(model))
     state = dict(model.named_parameters())
     return with_parameters(model, align(state, groups, random_permutations(groups, seed), 0))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import DeiTForImageClassificationWithTeacher, ViTModel
 
-from hf_zip.adapters import adapter_for, adapters
+from hf_zip.adapters import adapter_for, adapter_of, adapters
 from hf_zip.canonical import canonical, obstacle, stream_writers
 from hf_zip.collect import observe
 from hf_zip.errors import HfZipError
@@ -27,7 +27,7 @@ every_example = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPL
 
 
 def canonical_copy(model):
-    return canonical(model, adapter_for(model.config.model_type))
+    return canonical(model, adapter_of(model))
 
 
 def logits(model):
@@ -55,7 +55,7 @@ def test_every_normalisation_is_plain(example):
 @every_example
 def test_everything_that_writes_to_the_stream_is_centred(example):
     model = canonical_copy(example())
-    writers = stream_writers(model, adapter_for(model.config.model_type))
+    writers = stream_writers(model, adapter_of(model))
     assert any(axis.parameter.endswith("fc2.bias") for axis in writers)
     for axis in writers:
         parameter = model.get_parameter(axis.parameter)
@@ -65,7 +65,7 @@ def test_everything_that_writes_to_the_stream_is_centred(example):
 @every_example
 def test_the_stream_is_centred_at_every_position(example):
     model = canonical_copy(example())
-    taps = merge_groups(model, adapter_for(model.config.model_type))[0].taps
+    taps = merge_groups(model, adapter_of(model))[0].taps
     for tap, rows in observe(model, taps, images(model, 8)).items():
         assert rows.mean(dim=1).abs().max() <= 1e-13, tap
 
@@ -106,8 +106,10 @@ def test_a_post_norm_family_is_refused():
 
 
 def test_embeddings_that_are_normalised_have_no_canonical_form():
-    adapter = adapter_for("clip")
-    with pytest.raises(HfZipError, match=r"pre_layrnorm of 'clip' normalises the embeddings, so"):
+    adapter = adapter_for("clip_vision_model")
+    with pytest.raises(
+        HfZipError, match=r"pre_layrnorm of 'clip_vision' normalises the embeddings, so"
+    ):
         canonical(adapter.example(), adapter)
 
 

@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 import torch
 import transformers
-from transformers import CLIPConfig, CLIPModel
 
 import hf_zip
-from hf_zip.adapters import adapter_for, adapters
+from hf_zip.adapters import adapter_for, adapter_of, adapters
 from hf_zip.align import align
 from hf_zip.canonical import canonical
 from hf_zip.collect import observe
@@ -42,13 +41,15 @@ CLASSES = {
     "ViTModel": "pooler_output",
     "BeitForMaskedImageModeling": "logits",
     "CLIPVisionModelWithProjection": "image_embeds",
+    "SiglipVisionModel": "pooler_output",
 }
 
 
 def config_of(cls):
     """The config of the family's example, in the class's own type."""
     config = adapter_for(cls.config_class.model_type).example().config
-    config = getattr(config, "vision_config", config)  # a part of a model of images and texts
+    if hasattr(config, "vision_config") and not isinstance(config, cls.config_class):
+        config = config.vision_config
     fields = {field.name for field in dataclasses.fields(transformers.PretrainedConfig)}
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return cls.config_class(**{k: v for k, v in values.items() if k not in fields})
@@ -64,7 +65,7 @@ def build(name, **changes):
 
 
 def relative_change(model, output):
-    groups = merge_groups(model, adapter_for(model.config.model_type))
+    groups = merge_groups(model, adapter_of(model))
     permuted = with_parameters(
         model, align(dict(model.named_parameters()), groups, random_permutations(groups), 0)
     )
@@ -82,10 +83,7 @@ def test_the_symmetries_leave_the_outputs_of_every_class(name, output):
 def test_a_decoder_of_its_own_reads_features_of_its_own(name):
     tied, untied = build(name), build(name, tie_word_embeddings=False)
     assert relative_change(untied, "logits") <= 1e-10
-    roles = [
-        [group.role for group in merge_groups(m, adapter_for(m.config.model_type))]
-        for m in (tied, untied)
-    ]
+    roles = [[group.role for group in merge_groups(m, adapter_of(m))] for m in (tied, untied)]
     assert ["pooler" in found for found in roles] == [False, True]
 
 
@@ -117,7 +115,7 @@ def test_models_without_a_task_head_merge_to_one(name):
 @pytest.mark.parametrize("name", ["BeitModel", "CLIPVisionModel", "Dinov2Model", "ElectraModel"])
 def test_models_whose_outputs_are_features_are_covered(name):
     model = build(name)
-    merge_groups(model, adapter_for(model.config.model_type))
+    merge_groups(model, adapter_of(model))
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -150,17 +148,51 @@ def test_beit_with_position_embeddings_without_scales(pooled):
 def test_what_no_table_covers_is_named(name, changes, message):
     model = build(name, **changes)
     with pytest.raises(HfZipError, match=message):
-        merge_groups(model, adapter_for(model.config.model_type))
+        merge_groups(model, adapter_of(model))
 
 
-def test_both_halves_of_clip_are_refused_with_the_first_names_of_many():
-    config = CLIPConfig(text_config={"num_hidden_layers": 1, "hidden_size": 16})
-    with torch.device("meta"):
-        model = CLIPModel(config)
+@pytest.mark.parametrize("name", ["CLIPTextModel", "CLIPVisionModel"])
+def test_features_that_are_outputs_move_with_the_stream(name):
+    model = build(name)
+    groups = merge_groups(model, adapter_of(model))
+    maps = random_permutations(groups)
+    state = align(dict(model.named_parameters()), groups, maps, 0)
+    with torch.inference_mode():
+        a, b = (m(**random_inputs(m)).pooler_output for m in (model, with_parameters(model, state)))
+    moved = a @ maps["stream"].merge[0].T.double()
+    assert (moved - b).abs().max() <= 1e-10 * a.abs().max()
+    assert (a - b).abs().max() > 0.1 * a.abs().max()
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_towers_keep_their_own_names_and_meet_in_the_joint_space(family):
+    adapter = adapters()[family]
+    model = adapter.example()
+    groups = merge_groups(model, adapter)
+    assert [g.name for g in groups if g.role == "stream"] == ["vision.stream", "text.stream"]
+    assert {g.linked for g in groups if g.role == "query_key"} == {
+        f"{tower}.layers.{layer}.value" for tower in ("vision", "text") for layer in (0, 1)
+    }
+    assert groups[-1].name == "joint"
+    assert {axis.parameter.partition("_")[0] for axis in groups[-1].writers} == {
+        "text",
+        *(["visual"] if family == "clip" else ["vision"]),
+    }
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_one_tower_alone_has_a_table_of_its_own(family):
+    for part in ("vision", "text"):
+        table = adapters()[f"{family}_{part}"]
+        assert adapter_of(table.example()) is table
+    assert adapter_of(adapters()[family].example()) is adapters()[family]
+
+
+def test_a_table_of_one_tower_names_the_first_of_what_it_does_not_cover():
     with pytest.raises(
         HfZipError, match=r"does not cover: logit_scale, text_model.* and \d+ more;"
     ):
-        merge_groups(model, adapter_for("clip"))
+        merge_groups(adapters()["clip"].example(), adapters()["clip_vision"])
 
 
 def test_blocks_of_other_heads_than_of_the_first_token_are_not_shared():

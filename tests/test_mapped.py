@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hf_zip
-from hf_zip.adapters import adapter_for, adapters
+from hf_zip.adapters import adapter_for, adapter_of, adapters
 from hf_zip.align import shares, side_by_side
 from hf_zip.canonical import canonical
 from hf_zip.collect import observe
@@ -28,13 +28,13 @@ EXACT = RidgeOptions(penalty=1e-10, head_penalty=1e-10)
 
 def refit(models, maps, inputs=96, batch_size=20, **more):
     models = [model.double() for model in models]
-    adapter = adapter_for(models[0].config.model_type)
+    adapter = adapter_of(models[0])
     data = rows(images(models[0], inputs, seed=9))
     return refit_mapped(models, adapter, data, maps, batch_size=batch_size, progress=False, **more)
 
 
 def groups_of(model):
-    return merge_groups(model, adapter_for(model.config.model_type))
+    return merge_groups(model, adapter_of(model))
 
 
 def maps_to_first(model, seeds):
@@ -107,8 +107,8 @@ def test_every_layer_is_the_ridge_regression_of_the_mapped_features(make, weight
 
     # Hooks on whole forwards see what the fits saw block by block, from the held streams.
     inputs = images(models[0], 96, seed=9)
-    teachers = [canonical(model, adapter_for(model.config.model_type)) for model in models]
-    layers = blocks(teachers[0], adapter_for(models[0].config.model_type))
+    teachers = [canonical(model, adapter_of(model)) for model in models]
+    layers = blocks(teachers[0], adapter_of(models[0]))
     linears = ("query", "key", "value", "output", "mlp_in", "mlp_out")
     taps = [Tap(getattr(layer, name), side) for layer in layers for name in linears
             for side in ("input", "output")]  # fmt: skip
@@ -245,7 +245,7 @@ def test_streams_on_disk_give_the_same_to_the_last_bit(tmp_path, monkeypatch):
 
 
 SCRIPT = """
-from hf_zip.adapters import adapter_for, adapters
+from hf_zip.adapters import adapter_for, adapter_of, adapters
 from hf_zip.collect import make_accelerator
 from hf_zip.refit.mapped import refit_mapped
 from tests.models import images, rows, vit
@@ -317,6 +317,6 @@ def test_a_family_without_a_canonical_form_is_refused_with_what_it_can_have():
         heads=(),
         runtime=Runtime((model,), adapters()["bert"], calibration, 4, None, False),
     )
-    message = r"'bert' .*post-norm\), so its layers cannot be refitted .* none, head or repair"
+    message = r"'bert' .*post-norm\), so gains and biases .*; use refit: none, head or repair"
     with pytest.raises(HfZipError, match=message):
         merge_aligned(inputs, Matching({}, {}), refit="all")

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import hf_zip
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_for, adapter_of
 from hf_zip.errors import HfZipError
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.post_norm import basis, zipfit_post_norm
@@ -40,7 +40,7 @@ def example(family, seed=0):
 
 def fit(models, inputs=96, batch_size=20, **options):
     models = [model.double() for model in models]
-    adapter = adapter_for(models[0].config.model_type)
+    adapter = adapter_of(models[0])
     data = rows(random_inputs(models[0], inputs, seed=9)) if isinstance(inputs, int) else inputs
     return zipfit_post_norm(
         models, adapter, data, FitOptions(**options), batch_size, progress=False
@@ -175,7 +175,7 @@ def test_streams_on_disk_give_the_same_to_the_last_bit(tmp_path, monkeypatch):
 
 
 SCRIPT = """
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_for, adapter_of
 from hf_zip.collect import make_accelerator
 from hf_zip.refit.post_norm import zipfit_post_norm
 from hf_zip.refit.zipfit import FitOptions

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hf_zip
-from hf_zip.adapters import adapter_for, adapters
+from hf_zip.adapters import adapter_of, adapters
 from hf_zip.align import align, mean
 from hf_zip.collect import observe
 from hf_zip.groups import Tap, blocks, head_names, merge_groups
@@ -27,7 +27,7 @@ def example(adapter, seed):
 
 def averaged(models, maps, weights=None):
     """The trunk of the mean of mapped models."""
-    adapter = adapter_for(models[0].config.model_type)
+    adapter = adapter_of(models[0])
     groups = merge_groups(models[0], adapter)
     heads = tuple(f"{name}." for name in head_names(models[0], adapter))
     states = [align(dict(m.named_parameters()), groups, maps, k) for k, m in enumerate(models)]
@@ -36,7 +36,7 @@ def averaged(models, maps, weights=None):
 
 
 def repaired(models, maps, inputs, weights=None, **more):
-    adapter = adapter_for(models[0].config.model_type)
+    adapter = adapter_of(models[0])
     return repair(
         averaged(models, maps, weights), models, adapter, rows(inputs), maps, weights,
         batch_size=20, progress=False, **more,
@@ -45,7 +45,7 @@ def repaired(models, maps, inputs, weights=None, **more):
 
 def with_biases(model):
     """A model whose queries, keys and values have a bias, as the repaired ones do."""
-    for layer in blocks(model, adapter_for(model.config.model_type)):
+    for layer in blocks(model, adapter_of(model)):
         for name in (layer.query, layer.key, layer.value):
             linear = model.get_submodule(name)
             linear.bias = linear.bias or nn.Parameter(torch.zeros(len(linear.weight)).double())
@@ -54,7 +54,7 @@ def with_biases(model):
 
 def moments(model, inputs):
     """Means and standard deviations of every linear layer of the blocks, from one forward."""
-    layers = blocks(model, adapter_for(model.config.model_type))
+    layers = blocks(model, adapter_of(model))
     names = [getattr(layer, role) for layer in layers for role in LINEARS]
     seen = observe(model, [Tap(name, "output") for name in names], inputs)
     return {tap.module: (x.mean(0), x.std(0, correction=0), x) for tap, x in seen.items()}
@@ -62,7 +62,7 @@ def moments(model, inputs):
 
 def load(model, state):
     missing, unexpected = model.load_state_dict(state, strict=False)
-    heads = head_names(model, adapter_for(model.config.model_type))
+    heads = head_names(model, adapter_of(model))
     assert not unexpected
     assert all(name.startswith(heads) or "position_ids" in name for name in missing)
     return model

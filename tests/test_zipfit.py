@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from transformers import DeiTConfig, DeiTForImageClassification
 
 import hf_zip
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_for, adapter_of
 from hf_zip.align import align
 from hf_zip.canonical import canonical
 from hf_zip.collect import observe
@@ -54,7 +54,7 @@ def deit(labels=3, seed=0, **overrides):
 def fit(models, inputs=96, batch_size=20, seed=9, **options):
     models = [model.double() for model in models]
     data = rows(images(models[0], inputs, seed=seed)) if isinstance(inputs, int) else inputs
-    adapter = adapter_for(models[0].config.model_type)
+    adapter = adapter_of(models[0])
     return zipfit(models, adapter, data, FitOptions(**options), batch_size, progress=False)
 
 
@@ -81,7 +81,7 @@ def relative_error(model, other):
 
 def rotated(model, seed=0):
     """An exact copy of a model's function, its stream in canonical form rotated."""
-    adapter = adapter_for(model.config.model_type)
+    adapter = adapter_of(model)
     plain = canonical(model, adapter)
     group = merge_groups(plain, adapter)[0]
     generator = torch.Generator().manual_seed(seed)
@@ -212,7 +212,7 @@ def test_the_head_is_fitted_to_all_logits_on_what_it_reads():
 @pytest.mark.parametrize("make", [vit, deit])
 def test_the_survey_sees_every_position_of_the_stream_and_all_contexts(make):
     models = [make(seed=1).double(), make(labels=4, seed=2).double()]
-    adapter = adapter_for(models[0].config.model_type)
+    adapter = adapter_of(models[0])
     layers = blocks(models[0], adapter)
     inputs = images(models[0], 10)
     loader = [{"pixel_values": part} for part in inputs["pixel_values"].split([7, 3])]
@@ -265,7 +265,7 @@ def test_units_are_chosen_on_rows_of_all_tokens(tokens, rows_in_all):
 
 def work_of(model, held, off):
     """A refit of one model whose merged stream starts off by a constant vector."""
-    adapter = adapter_for(model.config.model_type)
+    adapter = adapter_of(model)
     teacher = canonical(model, adapter)
     layers = blocks(teacher, adapter)
     stream = teacher.vit.embeddings(images(model, 96)["pixel_values"])
@@ -378,7 +378,7 @@ def test_a_disk_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
 
 SCRIPT = """
 from accelerate.utils import gather_object
-from hf_zip.adapters import adapter_for
+from hf_zip.adapters import adapter_for, adapter_of
 from hf_zip.collect import make_accelerator
 from hf_zip.refit import block
 from hf_zip.refit.zipfit import FitOptions, zipfit

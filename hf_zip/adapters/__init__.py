@@ -33,6 +33,32 @@ class Pooler:
 
 
 @dataclass(frozen=True)
+class AttentionPool:
+    """A learnt probe that attends to the stream's tokens, with an MLP behind it.
+
+    What it gives are outputs. All names but the first are relative to it.
+
+    Args:
+        module: The pooler.
+        probe: Parameter `[1, 1, features]` that is the only query.
+        attention: An `nn.MultiheadAttention`, whose queries, keys and values are the thirds of one
+            parameter.
+        norm: Normalisation of what the MLP reads.
+        mlp_in: First linear layer of the MLP.
+        mlp_out: Second linear layer of the MLP.
+        switch: Entry of the config that says whether a model has it.
+    """
+
+    module: str
+    probe: str
+    attention: str
+    norm: str
+    mlp_in: str
+    mlp_out: str
+    switch: str
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A family's table. All names are relative to what the comment of their block says.
 
@@ -45,6 +71,7 @@ class Adapter:
         example: Returns a small randomly initialised model with a task head, for the laws.
         inputs: Returns random inputs for a config, a batch size and a generator.
         base: Name of the base model in a model with a head; left out, its `base_model_prefix`.
+        config: Entry of a config with labels that holds the base model's config, if it has its own.
 
         embeddings: Parameters that write to the residual stream before the first block, and the
             dimension that carries its features. They are looked for below the base model and below
@@ -57,6 +84,7 @@ class Adapter:
         norms: Normalisations of the stream after the blocks.
         readers: Linear layers outside the blocks that read the stream, and whose rows are outputs.
         poolers: Hidden layers between the stream and the outputs.
+        attention_pool: A pooler that attends to the stream.
         outputs: Parameters outside the blocks that have one value per output, and stay put.
 
         query: Linear layers of the attention, relative to a block; so are the next ones.
@@ -78,6 +106,10 @@ class Adapter:
         head_parts: How many times the stream's features stand side by side in what a head reads.
         partial: Whether the head reads the first token of the normalised stream and nothing else,
             so that the blocks can be shared in part.
+
+        towers: Of a model with several stacks of blocks the tables of each, by the tower's name;
+            what they put out lies in one joint space. The names above then say nothing, but for
+            `outputs`. A model of these types that has one of the stacks alone is that table's.
     """
 
     name: str
@@ -85,6 +117,7 @@ class Adapter:
     example: Callable[[], PreTrainedModel]
     inputs: Callable[[PretrainedConfig, int, torch.Generator], dict[str, Tensor]]
     base: str = ""
+    config: str = ""
 
     embeddings: Mapping[str, int] = field(default_factory=dict)
     embedding_norms: tuple[str, ...] = ()
@@ -94,6 +127,7 @@ class Adapter:
     norms: tuple[str, ...] = ()
     readers: tuple[str, ...] = ()
     poolers: tuple[Pooler, ...] = ()
+    attention_pool: AttentionPool | None = None
     outputs: tuple[str, ...] = ()
 
     query: str = ""
@@ -113,6 +147,8 @@ class Adapter:
     head_parts: int = 1
     partial: bool = False
 
+    towers: Mapping[str, "Adapter"] = field(default_factory=dict)
+
 
 def adapters() -> dict[str, Adapter]:
     """Returns every known adapter by family name."""
@@ -123,6 +159,18 @@ def family(config: PretrainedConfig) -> str:
     """Returns the model type of a config; of a partial zip, that of its trunk."""
     trunk = getattr(config, "trunk_config", None)
     return str(config.model_type if trunk is None else trunk.model_type)
+
+
+def adapter_of(model: PreTrainedModel) -> Adapter:
+    """Returns the table that describes a model: of a family with towers, that of its only one.
+
+    Raises:
+        HfZipError: No family has a table for it.
+    """
+    adapter = adapter_for(family(model.config))
+    modules = dict(model.named_children())
+    present = [tower for tower in adapter.towers.values() if tower.base in modules]
+    return present[0] if len(present) == 1 else adapter
 
 
 def adapter_for(model_type: str) -> Adapter:

@@ -1,54 +1,34 @@
-"""CLIP's image encoder, alone or as a classifier (transformers' `clip`)."""
+"""CLIP whole: an image and a text encoder with a joint space (transformers' `clip`)."""
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPForImageClassification, PretrainedConfig
+from transformers import CLIPConfig, CLIPModel, PretrainedConfig
 
-from hf_zip.adapters import Adapter
-from hf_zip.adapters.vit import random_images
+from hf_zip.adapters import Adapter, clip_text, clip_vision
 
 
-def example() -> CLIPForImageClassification:
-    """Returns a small CLIP classifier whose stream, heads and MLP have different sizes."""
-    vision = {
-        "hidden_size": 12,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 20,
-        "image_size": 8,
-        "patch_size": 4,
-        "num_channels": 3,
-    }
-    return CLIPForImageClassification(CLIPConfig(vision_config=vision, num_labels=5))
+def example() -> CLIPModel:
+    """Returns a small CLIP whose towers have different sizes."""
+    text, vision = clip_text.example().config, clip_vision.example().config.vision_config
+    vision.projection_dim = text.projection_dim
+    return CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=text.projection_dim)
+    )
 
 
 def inputs(config: PretrainedConfig, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Returns standard normal pixel values, `[batch, channels, height, width]`."""
-    return random_images(getattr(config, "vision_config", config), batch, generator)
+    """Returns random images and as many random texts."""
+    return {
+        **clip_vision.inputs(config.vision_config, batch, generator),
+        **clip_text.inputs(config.text_config, batch, generator),
+    }
 
 
 ENTRY = Adapter(
     name="clip",
-    model_types=("clip", "clip_vision_model"),
+    model_types=("clip",),
     example=example,
     inputs=inputs,
-    base="vision_model",
-    embeddings={
-        "embeddings.class_embedding": 0,
-        "embeddings.patch_embedding.weight": 0,
-        "embeddings.position_embedding.weight": 1,
-    },
-    embedding_norms=("pre_layrnorm",),  # transformers' spelling
-    embedding_output="pre_layrnorm",
-    layers="encoder.layers",
-    norms=("post_layernorm",),
-    readers=("visual_projection",),
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
-    output="self_attn.out_proj",
-    mlp_in="mlp.fc1",
-    mlp_out="mlp.fc2",
-    block_norms=("layer_norm1", "layer_norm2"),
-    heads=("classifier",),
+    outputs=("logit_scale",),
+    towers={"vision": clip_vision.ENTRY, "text": clip_text.ENTRY},
 )

@@ -228,13 +228,16 @@ def merge_aligned(
         align(state, inputs.groups, matching.maps, model)
         for model, state in enumerate(inputs.states)
     ]
+    towers = inputs.runtime.adapter.towers
+    if refit in ("repair", "all") and towers:
+        raise HfZipError(
+            f"models of {inputs.runtime.adapter.name!r} have {len(towers)} towers "
+            f"({', '.join(towers)}), and refit: {refit} is for models with one; use refit: none"
+        )
     if refit == "all":
         hindrance = obstacle(inputs.runtime.adapter)
         if hindrance:
-            raise HfZipError(
-                f"{hindrance}, so its layers cannot be refitted one by one; use refit: none, head "
-                "or repair"
-            )
+            raise HfZipError(f"{hindrance}; use refit: none, head or repair")
         merged = refit_aligned(inputs, matching, weights)
         return replace(merged, aligned=_completed(aligned, merged.state))
     prefixes = tuple(f"{head}." for head in inputs.heads)

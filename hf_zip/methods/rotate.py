@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from hf_zip.canonical import canonical
+from hf_zip.canonical import canonical, canonical_entries
 from hf_zip.groups import MergeGroup, merge_groups
 from hf_zip.match import Covariances, Matching, Plan, match, matched_correlation
 from hf_zip.matching.correlation import mean_correlation
@@ -76,9 +76,8 @@ def run(inputs: MergeInputs, options: RotateOptions) -> Merged:
         inputs.weights,
         options.refit,
     )
-    # Queries, keys and values received the biases of the normalisations that they read.
-    biased = hasattr(models[0].config, "qkv_bias")
-    return replace(merged, config={**merged.config, "qkv_bias": True} if biased else merged.config)
+    entries = canonical_entries(runtime.models[0], adapter)
+    return replace(merged, config={**merged.config, **entries})
 
 
 def _match(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from hf_zip.groups import Block
+from hf_zip.names import config_of
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.work import Work, set_linear
 
@@ -31,7 +32,7 @@ def fit_mlp(
     norm, mlp_in, mlp_out = (
         work.student.get_submodule(name) for name in (layer.mlp_norm, layer.mlp_in, layer.mlp_out)
     )
-    activation: nn.Module = ACT2FN[work.student.config.hidden_act]
+    activation: nn.Module = ACT2FN[config_of(work.student, layer.name).hidden_act]
 
     inner = RegressionMoments(work.shape.width, work.shape.units, device)
     for batch in batches:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Block
 from hf_zip.matching.selection import select_heads
+from hf_zip.names import config_of
 
 Heads = Literal["auto", "all", "select"]
 
@@ -77,7 +78,7 @@ def possible_shapes(
             not divide the width.
     """
     width: int = model.get_submodule(block.mlp_out).out_features
-    num_heads: int = model.config.num_attention_heads
+    num_heads: int = config_of(model, block.name).num_attention_heads
     all_heads = num_models * num_heads
     merged_width = round(size * width)
     # In the ratio of the widths, as some families have no other way to say it.

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
-from hf_zip.collect import Call, capture, reduced
+from hf_zip.collect import Call, capture, first_call, reduced
 from hf_zip.groups import Block, Tap, base_name
 from hf_zip.statistics.covariance import Covariance
 
@@ -63,10 +63,10 @@ def embedded(
     models: Sequence[PreTrainedModel], adapter: Adapter, inputs: Mapping[str, Tensor]
 ) -> list[Float[Tensor, "inputs tokens _"]]:
     """Returns each model's stream before its first block."""
+    first = base_name(models[0], adapter, f"{adapter.layers}.0")
+    pixels = {key: x for key, x in inputs.items() if key == models[0].main_input_name}
     return [
-        model.get_submodule(base_name(model, adapter, adapter.embedding_output))(
-            inputs[model.main_input_name].to(model.dtype)
-        )
+        first_call(model, first, {key: x.to(model.dtype) for key, x in pixels.items()})[0]
         for model in models
     ]
 
@@ -86,10 +86,10 @@ def run_block(
         name: Name of the block.
         streams: Each model's stream before it.
         taps: Where to look.
-        call: What the block takes beside the stream; left out, nothing.
+        call: What the block takes beside the stream; left out, no mask.
         mask: Which tokens are no padding, and seen; left out, all.
     """
-    call = call or Call((), {})
+    call = call or Call((), {"attention_mask": None})
     after, seen = [], []
     for model, stream in zip(models, streams, strict=True):
         with capture(model, taps, mask) as record:

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import along
-from hf_zip.canonical import canonical, stream_writers
+from hf_zip.canonical import canonical, canonical_entries, stream_writers
 from hf_zip.collect import make_accelerator, make_loader
+from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import (
     Block,
@@ -26,6 +27,7 @@ from hf_zip.groups import (
     merge_groups,
     outer_readers,
 )
+from hf_zip.names import config_of
 from hf_zip.refit.head import trunk_of
 from hf_zip.refit.held import Held
 from hf_zip.refit.readout import fit_readout
@@ -217,8 +219,12 @@ def fit_model(
         HfZipError: The inputs are all the same, or a moment of the fits is not finite.
     """
     teachers, adapter, accelerator = setting.teachers, setting.adapter, setting.accelerator
-    sizes: dict[str, Any] = {**shape.config(), "qkv_bias": True}
-    config = {key: value for key, value in sizes.items() if hasattr(teachers[0].config, key)}
+    own, prefix = (
+        config_of(teachers[0], setting.layers[0].name),
+        f"{adapter.config}." if adapter.config else "",
+    )
+    sizes = {f"{prefix}{k}": value for k, value in shape.config().items() if hasattr(own, k)}
+    config = {**canonical_entries(teachers[0], adapter), **sizes}
     student = plain_student(teachers[0], adapter, config)
     _embed(student, teachers, adapter, matrix)
 
@@ -260,8 +266,7 @@ def plain_student(
         changes: Entries of the config that differ from its own.
     """
     config = copy.deepcopy(teacher.config)
-    for key, value in changes.items():
-        setattr(config, key, value)
+    set_entries(config, changes)
     with torch.random.fork_rng(devices=[]):
         student = type(teacher)(config)
     for name, _ in list(student.named_children()):
