@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_zip.adapters import adapter_of
 from hf_zip.align import mean
 from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError, unknown
-from hf_zip.groups import head_names
 from hf_zip.kinds import problem_type
+from hf_zip.learned import counters, learned
 from hf_zip.methods import Merged
+from hf_zip.task_head import task_heads
 from hf_zip.tasks import Task
 
 CONFIG_KEY = "hf_zip"
@@ -86,12 +86,12 @@ def task_model(model: PreTrainedModel, task: str) -> PreTrainedModel:
         set_labels(config, labels)
         kind = tasks[task].get("kind", "classification")  # merges once did not tell
         config.problem_type = problem_type([kind], config.problem_type)
-    heads = head_names(model, adapter_of(model))
+    heads = task_heads(model)
     state = {
-        name: tensor.detach()[start : start + len(labels)]
+        name: tensor[start : start + len(labels)]
         if name.startswith(tuple(f"{head}." for head in heads))
-        else tensor.detach()
-        for name, tensor in model.named_parameters()
+        else tensor
+        for name, tensor in learned(model).items()
     }
     return _build(model, config, state, model.dtype)
 
@@ -128,12 +128,13 @@ def bare_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def load_parameters(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Sets all parameters of a model.
+    """Sets all parameters of a model, and its running statistics.
 
     Raises:
         HfZipError: A parameter is missing, left over, or has another shape.
     """
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    own = learned(model)
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
         wrong = sorted(n for n in {*expected, *found} if expected.get(n) != found.get(n))
@@ -142,8 +143,8 @@ def load_parameters(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None
             "have other shapes or are missing; the adapter or the merge method is at fault"
         )
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(state[name])
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
 
 
 def _config(
@@ -168,4 +169,7 @@ def _build(
         # Of the template's precision, which may exceed the default, until the one cast at the end.
         model = type(template)(config).to(template.dtype)
     load_parameters(model, state)
+    counted = counters(template)
+    for name, buffer in counters(model).items():
+        buffer.copy_(counted[name])
     return model.to(dtype).eval()

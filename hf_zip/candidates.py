@@ -12,15 +12,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_zip.adapters import adapter_of
 from hf_zip.collect import capture, check_inputs, make_accelerator, make_loader, reduced
 from hf_zip.errors import HfZipError
-from hf_zip.groups import Tap, head_names
+from hf_zip.groups import Tap
 from hf_zip.kinds import asks_of_tokens
 from hf_zip.modeling import HfZipMultiHeadModel
 from hf_zip.refit import regress
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance
+from hf_zip.task_head import task_heads
 from hf_zip.tasks import Task
 
 Kind = Literal["parent", "ensemble", "average", "control", "merge"]
@@ -182,7 +182,7 @@ def one_trunks(
 
 
 def _head_input(source: Source) -> Tap:
-    names = head_names(source.model, adapter_of(source.model))
+    names = task_heads(source.model)
     if not names:
         raise HfZipError(f"{source.reference!r} has no task head, so its trunk cannot be given one")
     return Tap(names[0], "input")

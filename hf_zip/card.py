@@ -57,6 +57,8 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
     pipeline = _PIPELINES.get(part)
     partial = report.architecture == "HfZipForImageClassification"
     several = report.architecture == "HfZipMultiHeadModel"
+    # What is no model with a listed task is not what AutoModel loads, but for bare trunks.
+    bare = partial or report.architecture.endswith("Model")
     return (
         _environment(report)
         .get_template("model_card.md")
@@ -69,7 +71,7 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             texts=pipeline not in (None, "image-classification"),
             shown=_shown([task.kind for task in report.tasks]),
             example=_EXAMPLES.get(pipeline or "text-classification"),
-            auto_class=f"AutoModel{part}",
+            auto_class=f"AutoModel{part}" if part or bare else report.architecture,
             tasks=[escape(f"the task {task.name}") for task in report.tasks],
             license=_license(report.sources),
             table=markdown_table(report.evaluation) if report.evaluation else None,

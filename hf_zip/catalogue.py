@@ -1,9 +1,74 @@
-"""The lists of merge methods and of supported families, for the terminal and the README."""
+"""The lists of merge methods and of supported models, for the terminal and the README."""
 
 import dataclasses
 
+import transformers
+
 from hf_zip.adapters import adapters
 from hf_zip.methods import MergeMethod, methods
+from hf_zip.support import support
+from hf_zip.tiny import tiny
+
+# What the tests merge, save and load again; classes that are not listed may do as well.
+CLASSES = (
+    "ViTModel",
+    "ViTForImageClassification",
+    "DeiTModel",
+    "DeiTForImageClassification",
+    "BeitModel",
+    "BeitForImageClassification",
+    "Dinov2Model",
+    "Dinov2ForImageClassification",
+    "SwinModel",
+    "SwinForImageClassification",
+    "ConvNextModel",
+    "ConvNextForImageClassification",
+    "ResNetForImageClassification",
+    "ASTModel",
+    "ASTForAudioClassification",
+    "Wav2Vec2Model",
+    "Wav2Vec2ForSequenceClassification",
+    "BertModel",
+    "BertForMaskedLM",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertForQuestionAnswering",
+    "RobertaModel",
+    "RobertaForMaskedLM",
+    "RobertaForSequenceClassification",
+    "RobertaForTokenClassification",
+    "RobertaForQuestionAnswering",
+    "XLMRobertaModel",
+    "XLMRobertaForSequenceClassification",
+    "DistilBertModel",
+    "DistilBertForMaskedLM",
+    "DistilBertForSequenceClassification",
+    "ElectraModel",
+    "ElectraForSequenceClassification",
+    "ElectraForTokenClassification",
+    "AlbertModel",
+    "AlbertForMaskedLM",
+    "AlbertForSequenceClassification",
+    "MPNetModel",
+    "MPNetForSequenceClassification",
+    "DebertaV2Model",
+    "DebertaV2ForSequenceClassification",
+    "DebertaV2ForTokenClassification",
+    "ModernBertModel",
+    "ModernBertForMaskedLM",
+    "ModernBertForSequenceClassification",
+    "T5EncoderModel",
+    "CLIPModel",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "CLIPForImageClassification",
+    "SiglipModel",
+    "SiglipVisionModel",
+    "SiglipTextModel",
+    "SiglipForImageClassification",
+)
 
 
 def methods_text() -> str:
@@ -37,6 +102,17 @@ def adapters_table() -> str:
         tables = (adapter, *adapter.towers.values())
         heads = ", ".join(f"`{head}`" for table in tables for head in table.heads)
         rows.append(f"| {name} | {types} | {heads} |")
+    return "\n".join(rows)
+
+
+def classes_table() -> str:
+    """Returns which classes of transformers which methods merge, as a Markdown table."""
+    free = [method for method in methods().values() if method.requires.elementwise]
+    names = ", ".join(f"`{method.name}`" for method in free)
+    rows = [f"| class | {names} | methods that match features |", "|---|---|---|"]
+    for name in CLASSES:
+        matched = "yes" if support(tiny(getattr(transformers, name))).groups else "no"
+        rows.append(f"| `{name}` | yes | {matched} |")
     return "\n".join(rows)
 
 

@@ -10,7 +10,14 @@ from typing import Any, Literal
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    SequenceFeatureExtractor,
+)
 
 from hf_zip.errors import HfZipError, first_few, first_line
 from hf_zip.modeling import HfZipConfig, HfZipMultiHeadConfig
@@ -191,7 +198,7 @@ def check_finite(model: PreTrainedModel, reference: str) -> None:
 
 
 def load_processor(folder: Path, reference: str, modalities: Sequence[str] = ("image",)) -> Any:
-    """Returns a checkpoint's image processor, else its tokenizer, else nothing.
+    """Returns a checkpoint's image processor or feature extractor, else its tokenizer, if any.
 
     For a model of images and texts that has both it is one processor.
 
@@ -209,16 +216,29 @@ def load_processor(folder: Path, reference: str, modalities: Sequence[str] = ("i
     if not images and not texts:
         return None
     auto: Any = AutoImageProcessor if images else AutoTokenizer
-    if images and texts and "text" in modalities:
+    if images and _prepares_sounds(folder / _IMAGE_PROCESSOR[0]):
+        auto = AutoFeatureExtractor
+    elif images and texts and "text" in modalities:
         auto = AutoProcessor if "image" in modalities else AutoTokenizer
     # Without torchvision there is only PIL, and the two backends resize differently.
-    options = {} if auto is AutoTokenizer else {"backend": "pil"}
+    options = {"backend": "pil"} if auto in (AutoImageProcessor, AutoProcessor) else {}
     try:
         with _quiet():
             return auto.from_pretrained(folder, trust_remote_code=False, **options)
     except Exception as error:  # whatever a foreign file makes transformers raise
         name = texts[0] if auto is AutoTokenizer else images[0]
         raise HfZipError(f"{reference!r}: {name} cannot be loaded: {first_line(error)}") from error
+
+
+def _prepares_sounds(config: Path) -> bool:
+    """Tells whether a file describes a feature extractor of sounds, not of images."""
+    try:
+        name = json.loads(config.read_text(encoding="utf-8")).get("feature_extractor_type")
+    except (OSError, ValueError, AttributeError):
+        return False  # whoever loads it says what is wrong
+    # Image processors were called feature extractors once, and some files still say so.
+    cls = getattr(transformers, str(name), None)
+    return isinstance(cls, type) and issubclass(cls, SequenceFeatureExtractor)
 
 
 @contextmanager

@@ -5,12 +5,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    SequenceFeatureExtractor,
+)
 
-from hf_zip.adapters import Adapter
-from hf_zip.groups import head_names
+from hf_zip.learned import learned
 from hf_zip.processors import image_processor, prepares_texts, tokenizer
 from hf_zip.sources import Source
+from hf_zip.task_head import task_heads
 
 Level = Literal["error", "warning", "info"]
 
@@ -73,13 +78,12 @@ def refused(code: str, problem: str, remedy: str, forced: str, force: bool) -> F
     return Finding("error", code, f"{problem}. {remedy}, or pass --force, by which {forced}")
 
 
-def compare_architectures(first: Source, other: Source, adapter: Adapter) -> Iterator[Finding]:
+def compare_architectures(first: Source, other: Source) -> Iterator[Finding]:
     """Returns the differences of class and shape, what follows from another one left out.
 
     Args:
         first: The one model.
         other: The other, of the same type.
-        adapter: Their family's table.
     """
     pair, (a, b) = both(first, other), (first.model, other.model)
     if type(a) is not type(b):
@@ -103,7 +107,7 @@ def compare_architectures(first: Source, other: Source, adapter: Adapter) -> Ite
         )
     if differing or type(a) is not type(b):
         return
-    mine, theirs = _trunk_shapes(a, adapter), _trunk_shapes(b, adapter)
+    mine, theirs = _trunk_shapes(a), _trunk_shapes(b)
     names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
     if names:
         shapes = (f"{n} {mine.get(n, 'absent')} and {theirs.get(n, 'absent')}" for n in names[:3])
@@ -127,11 +131,11 @@ def _config_pairs(
             yield f"{name}.", mine, theirs
 
 
-def _trunk_shapes(model: PreTrainedModel, adapter: Adapter) -> dict[str, tuple[int, ...]]:
-    heads = tuple(f"{name}." for name in head_names(model, adapter))
+def _trunk_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    heads = tuple(f"{name}." for name in task_heads(model))
     return {
-        name: tuple(parameter.shape)
-        for name, parameter in model.named_parameters()
+        name: tuple(tensor.shape)
+        for name, tensor in learned(model).items()
         if not name.startswith(heads)
     }
 
@@ -186,7 +190,7 @@ def _compare_entries(
 
 
 def compare_processors(first: Source, other: Source, force: bool) -> Iterator[Finding]:
-    """Returns the differences in how images are prepared, and in what kind of inputs is.
+    """Returns the differences in how images or sounds are prepared, and in what kind of inputs is.
 
     Args:
         first: The one model; the merged model gets its processor.
@@ -216,11 +220,12 @@ def compare_processors(first: Source, other: Source, force: bool) -> Iterator[Fi
     keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
     if keys:
         values = ", ".join(f"{key} {mine.get(key)} and {theirs.get(key)}" for key in keys)
+        what, by = ("sounds", "feature extractor") if _hears(a) else ("images", "image processor")
         yield refused(
             "processor",
-            f"{pair} prepare images differently: {values}",
-            "Fine-tune both with one image processor",
-            "the first's prepares all images",
+            f"{pair} prepare {what} differently: {values}",
+            f"Fine-tune both with one {by}",
+            f"the first's prepares all {what}",
             force,
         )
 
@@ -244,9 +249,15 @@ def _token(source: Source, value: Any) -> Any:
     )
 
 
+def _hears(processor: Any) -> bool:
+    return isinstance(processor, SequenceFeatureExtractor)
+
+
 def _preparation(processor: Any) -> dict[str, Any]:
-    """What an image processor does; values of steps that it leaves out do not count."""
+    """What a processor does; values of steps that one of images leaves out do not count."""
     values = processor.to_dict() if hasattr(processor, "to_dict") else {}
+    if _hears(processor):
+        return {key: _plain(value) for key, value in values.items()}
     return {
         key: _plain(values.get(key))
         for step, keys in _PREPARATION.items()

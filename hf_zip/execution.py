@@ -49,18 +49,19 @@ def assemble_merge(
         HfZipError: The depth is to be chosen, and no depth fits the budget.
     """
     runtime, sources, tasks = prepared.inputs.runtime, prepared.sources, prepared.tasks
+    dtype = getattr(torch, recipe.dtype)
+    if recipe.stop_at is None:
+        return Assembled(*build_model(merged, prepared, record, None, dtype), None)
     count = len(blocks(runtime.models[0], runtime.adapter))
 
     def some(depth: int) -> int | None:
         return None if depth == count else depth
 
     def build(depth: int) -> Built:
-        dtype = getattr(torch, recipe.dtype)
         return build_model(merged, prepared, record, some(depth), dtype, unmerge)
 
     if recipe.stop_at != "auto":
-        depth = count if recipe.stop_at is None else recipe.stop_at
-        return Assembled(*build(depth), some(depth))
+        return Assembled(*build(recipe.stop_at), some(recipe.stop_at))
     curve, budget = depth_curve(merged, runtime, tasks, unmerge), recipe.budget or Budget()
     one_source = sum(p.numel() for p in sources[0].model.parameters())
     if budget.points is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from hf_zip.adapters import Adapter
+from hf_zip.adapters import adapter_of, table_of
 from hf_zip.errors import HfZipError
 from hf_zip.kinds import Kind, head_kind
 from hf_zip.sources import Source
@@ -48,16 +48,15 @@ def heads_apart(sources: Sequence[Source]) -> bool:
     return True
 
 
-def headless(source: Source, adapter: Adapter) -> Source:
+def headless(source: Source) -> Source:
     """Returns a source whose model is the trunk without a head and without a pooler.
 
     The parameters are those of the source's own model, not copies.
 
     Args:
         source: A model with a task head.
-        adapter: Its family's table.
     """
-    base = source.model.get_submodule(base_of(source.model, adapter))
+    base = source.model.get_submodule(base_of(source.model))
     trunk: PreTrainedModel = copy.copy(base)
     trunk._modules = dict(base._modules)
     if "pooler" in trunk._modules:
@@ -65,6 +64,7 @@ def headless(source: Source, adapter: Adapter) -> Source:
     return replace(source, model=trunk)
 
 
-def base_of(model: PreTrainedModel, adapter: Adapter) -> str:
+def base_of(model: PreTrainedModel) -> str:
     """Returns the name of the base model in a model with a head."""
-    return adapter.base or model.base_model_prefix
+    known = table_of(str(model.config.model_type)) is not None
+    return (adapter_of(model).base if known else "") or model.base_model_prefix

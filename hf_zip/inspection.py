@@ -5,17 +5,19 @@ from itertools import groupby
 
 from torch import nn
 
-from hf_zip.adapters import adapter_of
 from hf_zip.assemble import CONFIG_KEY, merge_record
 from hf_zip.cost import parameters
 from hf_zip.errors import first_few
-from hf_zip.groups import MergeGroup, head_names, merge_groups
+from hf_zip.groups import MergeGroup
 from hf_zip.merged import is_of_own_class, load_merge
+from hf_zip.methods import elementwise_methods
 from hf_zip.modeling import HfZipForImageClassification, HfZipMultiHeadModel
 from hf_zip.preflight import preflight, render
 from hf_zip.recipe import ModelSpec
 from hf_zip.sources import Source, load_sources
+from hf_zip.support import support
 from hf_zip.tables import amount
+from hf_zip.task_head import task_heads
 from hf_zip.tasks import labels_of, resolve_tasks
 
 
@@ -36,14 +38,17 @@ def describe(references: Sequence[str]) -> str:
     sources = load_sources([ModelSpec(reference) for reference in references])
     lines = [line for source in sources for line in _source_lines(source)]
     first = sources[0].model
-    adapter = adapter_of(first)
-    lines += [
-        "",
-        f"merge groups of {type(first).__name__}:",
-        *_group_lines(merge_groups(first, adapter)),
-    ]
+    known, heads = support(first), task_heads(first)
+    lines += ["", f"task head of {type(first).__name__}: {', '.join(heads) or 'none'}"]
+    if known.groups:
+        lines += [f"merge groups of {type(first).__name__}:", *_group_lines(known.groups)]
+    else:
+        lines.append(
+            f"no merge groups, as {known.obstacle}. Without a table, models of any class are "
+            f"merged by {elementwise_methods()}"
+        )
     if len(sources) > 1:
-        tasks = resolve_tasks(sources) if head_names(first, adapter) else ()
+        tasks = resolve_tasks(sources) if heads else ()
         lines += ["", render(preflight(sources, tasks, force=True))]
     return "\n".join(lines)
 

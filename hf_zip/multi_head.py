@@ -123,7 +123,7 @@ def _config(
             "kind": task.kind,
             "labels": list(task.labels),
             "architecture": type(source.model).__name__,
-            "base": base_of(source.model, runtime.adapter),
+            "base": base_of(source.model),
             "config": _head_config(source.model),
         }
         for task, source in zip(tasks, sources, strict=True)

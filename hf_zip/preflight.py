@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_zip.adapters import Adapter, adapter_of
+from hf_zip.adapters import Adapter
 from hf_zip.compatibility import (
     Finding,
     both,
@@ -17,8 +17,17 @@ from hf_zip.compatibility import (
 )
 from hf_zip.errors import HfZipError
 from hf_zip.methods import method_named
-from hf_zip.similarity import ROLES, Initialisation, PairSimilarity, initialisation, similarities
+from hf_zip.similarity import (
+    ROLES,
+    WEIGHTS,
+    Initialisation,
+    PairSimilarity,
+    initialisation,
+    similarities,
+)
 from hf_zip.sources import Source
+from hf_zip.support import Support, support
+from hf_zip.task_head import rows_of_labels, task_heads
 from hf_zip.tasks import Task, labels_of, says_nothing
 from hf_zip.tokenization import check_tokenizer, compare_tokenizers
 
@@ -33,6 +42,12 @@ _SUGGESTIONS: dict[Initialisation, str] = {
         "alike nor clearly unrelated"
     ),
 }
+
+
+_WITHOUT_TABLE = (
+    "write a table of the family, which methods that match features need: the models' weights are "
+    "not alike part by part, so their mean keeps little"
+)
 
 
 @dataclass(frozen=True)
@@ -76,20 +91,22 @@ def preflight(
     findings = [*_few(sources), *_tasks(sources, tasks), *_types(sources)]
     findings += [finding for source in sources for finding in check_tokenizer(source)]
     first, alike = sources[0], [s for s in sources[1:] if _type(s) == _type(sources[0])]
+    known = support(first.model)
+    findings += _without_table(first, known)
+    for other in alike:
+        findings += compare_architectures(first, other)
+        findings += compare_configs(first, other, force)
+        findings += compare_processors(first, other, force)
+        if has_tokenizer(first) and has_tokenizer(other):
+            findings += compare_tokenizers(first, other, force)
+        if known.adapter is None:
+            findings += _averaged_labels(first, other, force)
     pairs: tuple[PairSimilarity, ...] = ()
-    if not any(finding.code == "unsupported" for finding in findings):
-        adapter = adapter_of(first.model)
-        for other in alike:
-            findings += compare_architectures(first, other, adapter)
-            findings += compare_configs(first, other, force)
-            findings += compare_processors(first, other, force)
-            if has_tokenizer(first) and has_tokenizer(other):
-                findings += compare_tokenizers(first, other, force)
-        if not any(finding.code in ("type", "class", "shape") for finding in findings):
-            pairs = similarities(sources, adapter)
-            findings += _identical(sources)
-            if needs_shared_init:
-                findings += _initialisation(pairs, adapter, method or "this method", force)
+    if not any(finding.code in ("type", "class", "shape") for finding in findings):
+        pairs = similarities(sources, known.adapter)
+        findings += _identical(sources)
+        if needs_shared_init:
+            findings += _initialisation(pairs, known.adapter, method or "this method", force)
 
     errors = [finding.message for finding in findings if finding.level == "error"]
     if errors:
@@ -103,7 +120,7 @@ def preflight(
         findings=tuple(sorted(findings, key=lambda finding: finding.level != "warning")),
         similarities=pairs,
         initialisation=verdict,
-        suggestion=_suggestion(verdict, adapter_of(first.model)),
+        suggestion=_suggestion(verdict, known.adapter),
     )
 
 
@@ -113,9 +130,10 @@ def render(found: Preflight) -> str:
     if found.similarities:
         names = [f"{pair.first} / {pair.second}" for pair in found.similarities]
         width = max(len("weight cosine"), *map(len, names))
-        lines.append("  ".join(["weight cosine".ljust(width), *(x.rjust(10) for x in ROLES)]))
+        roles = (WEIGHTS,) if WEIGHTS in found.similarities[0].cosines else ROLES
+        lines.append("  ".join(["weight cosine".ljust(width), *(x.rjust(10) for x in roles)]))
         for name, pair in zip(names, found.similarities, strict=True):
-            cells = [f"{pair.cosines[x]:.3f}" if x in pair.cosines else "-" for x in ROLES]
+            cells = [f"{pair.cosines[x]:.3f}" if x in pair.cosines else "-" for x in roles]
             lines.append("  ".join([name.ljust(width), *(cell.rjust(10) for cell in cells)]))
         lines.append(f"initialisation: {found.initialisation}")
         lines.append(f"suggestion: {found.suggestion}")
@@ -150,10 +168,6 @@ def _tasks(sources: Sequence[Source], tasks: Sequence[Task]) -> Iterator[Finding
 
 
 def _types(sources: Sequence[Source]) -> Iterator[Finding]:
-    try:
-        adapter_of(sources[0].model)
-    except HfZipError as error:
-        yield Finding("error", "unsupported", str(error))
     for other in sources[1:]:
         if _type(other) != _type(sources[0]):
             yield Finding(
@@ -164,6 +178,36 @@ def _types(sources: Sequence[Source]) -> Iterator[Finding]:
             )
 
 
+def _without_table(source: Source, known: Support) -> Iterator[Finding]:
+    """What a merge without a table takes for the task head."""
+    if known.adapter is not None:
+        return
+    name, heads = type(source.model).__name__, task_heads(source.model)
+    what = (
+        f"{', '.join(heads)} is its task head, and all else is shared"
+        if heads
+        else "no rows of it are known to be labels, and all of it is shared"
+    )
+    yield Finding("info", "table", f"no table covers {name}; {what}")
+
+
+def _averaged_labels(first: Source, other: Source, force: bool) -> Iterator[Finding]:
+    """Labels that differ where a layer has a row per label, but is not known to be a task head."""
+    if task_heads(first.model) or first.model.base_model is first.model:
+        return
+    rows, (a, b) = rows_of_labels(first.model), (first.model.config, other.model.config)
+    if rows and labels_of(a) != labels_of(b) and not says_nothing((*labels_of(a), *labels_of(b))):
+        yield refused(
+            "labels",
+            f"{both(first, other)} have different labels, and {', '.join(rows)} of "
+            f"{type(first.model).__name__} has a row for each, but is not known to be a task head "
+            "whose rows can be stacked",
+            "Merge models with the same labels in the same order",
+            "these rows are merged one by one, whatever they mean",
+            force,
+        )
+
+
 def _identical(sources: Sequence[Source]) -> Iterator[Finding]:
     for position, other in enumerate(sources):
         for first in sources[:position]:
@@ -172,20 +216,24 @@ def _identical(sources: Sequence[Source]) -> Iterator[Finding]:
                 yield Finding("info", "identical", f"{both(first, other)} have the same weights")
 
 
-def _for_unrelated(adapter: Adapter) -> tuple[str, str]:
+def _for_unrelated(adapter: Adapter | None) -> tuple[str, str]:
     """The method for models whose weights are unrelated, and its way."""
+    if adapter is None:
+        return "a method that matches features", "needs a table of the family"
     if method_named("zipfit").requires.form_obstacle(adapter):
         return "permute", "first matches the features of the models"
     return "zipfit", "solves every layer again for what the models do"
 
 
-def _suggestion(verdict: Initialisation, adapter: Adapter) -> str:
+def _suggestion(verdict: Initialisation, adapter: Adapter | None) -> str:
+    if adapter is None and verdict != "shared":
+        return _WITHOUT_TABLE
     name, way = _for_unrelated(adapter)
     return _SUGGESTIONS[verdict].format(name=name, way=way)
 
 
 def _initialisation(
-    pairs: Sequence[PairSimilarity], adapter: Adapter, method: str, force: bool
+    pairs: Sequence[PairSimilarity], adapter: Adapter | None, method: str, force: bool
 ) -> Iterator[Finding]:
     name, way = _for_unrelated(adapter)
     for pair in pairs:
@@ -206,7 +254,7 @@ def _initialisation(
             yield Finding(
                 "warning",
                 "initialisation",
-                f"{problem} only somewhat alike (cosines: {cosines}); compare with zipit",
+                f"{problem} only somewhat alike (cosines: {cosines}); compare the merge with them",
             )
 
 

@@ -10,14 +10,21 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hf_zip.accuracy import check_apart
-from hf_zip.adapters import Adapter, adapter_of
+from hf_zip.adapters import Adapter
 from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import description_of
-from hf_zip.groups import blocks, head_names, merge_groups
+from hf_zip.groups import blocks
 from hf_zip.headless import headless, heads_apart
 from hf_zip.kinds import has_labels, head_kind
-from hf_zip.methods import MergeInputs, MergeMethod, Runtime, methods
+from hf_zip.learned import learned
+from hf_zip.methods import (
+    MergeInputs,
+    MergeMethod,
+    Runtime,
+    elementwise_methods,
+    methods,
+)
 from hf_zip.partial import check_partial
 from hf_zip.plain import build
 from hf_zip.preflight import Preflight, preflight, render
@@ -26,6 +33,8 @@ from hf_zip.refit.walk import check_scores
 from hf_zip.request import Request
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance
+from hf_zip.support import Support, support
+from hf_zip.task_head import task_heads
 from hf_zip.tasks import Task, resolve_tasks, separate_tasks
 from hf_zip.vocabulary import in_one_vocabulary
 
@@ -130,16 +139,18 @@ def prepare(
         for i, spec in enumerate(recipe.models)
     )
     sources = request.load_sources()
-    adapter = adapter_of(sources[0].model)
-    method.requires.check_form(adapter)
     apart = heads_apart(sources)
-    trunks = tuple(headless(source, adapter) for source in sources) if apart else sources
-    heads = head_names(trunks[0].model, adapter)
+    trunks = tuple(map(headless, sources)) if apart else sources
+    known = support(trunks[0].model)
+    _check_supported(method, recipe, known)
+    if known.adapter is not None:
+        method.requires.check_form(known.adapter)
+    heads = () if apart else task_heads(sources[0].model)
     tasks: tuple[Task, ...] = ()
     if apart:
         tasks = separate_tasks(sources)
     else:
-        _check_rows(sources, adapter)
+        _check_rows(sources)
         if heads or _share_a_head(sources):
             tasks = resolve_tasks(sources, force)
     findings = preflight(
@@ -152,11 +163,11 @@ def prepare(
     if accelerator.is_main_process:
         logger.info("%s", render(findings))
     sources = in_one_vocabulary(sources)
-    trunks = tuple(headless(source, adapter) for source in sources) if apart else sources
-    groups = merge_groups(trunks[0].model, adapter)
-    if method.requires.plain_scores:
-        check_scores(trunks[0].model, adapter)
-    _check_depth(recipe, trunks[0].model, adapter)
+    trunks = tuple(map(headless, sources)) if apart else sources
+    if known.adapter is not None:
+        if method.requires.plain_scores:
+            check_scores(trunks[0].model, known.adapter)
+        _check_depth(recipe, trunks[0].model, known.adapter)
     evaluation = request.load_evaluation(sources[0], tasks)
     validation = request.load_validation(sources[0], tasks) if _by_accuracy(recipe) else {}
     check_apart(evaluation, {name: description_of(data) for name, data in validation.items()})
@@ -165,15 +176,13 @@ def prepare(
         tasks=tasks,
         findings=findings,
         inputs=MergeInputs(
-            states=tuple(
-                {name: p.detach() for name, p in trunk.model.named_parameters()} for trunk in trunks
-            ),
-            groups=groups,
+            states=tuple(learned(trunk.model) for trunk in trunks),
+            groups=known.groups,
             heads=heads,
             model_options=model_options,
             runtime=Runtime(
                 models=tuple(trunk.model for trunk in trunks),
-                adapter=adapter,
+                table=known.adapter,
                 calibration=request.load_calibration(sources[0]),
                 batch_size=recipe.calibration.batch_size if recipe.calibration else 32,
                 accelerator=accelerator,
@@ -207,10 +216,26 @@ def covariances(inputs: MergeInputs) -> dict[str, tuple[torch.Tensor, ...]]:
     return by_group
 
 
-def _check_rows(sources: Sequence[Source], adapter: Adapter) -> None:
+def _check_supported(method: MergeMethod, recipe: Recipe, known: Support) -> None:
+    """Checks that models without a table are asked for nothing that needs one."""
+    if known.adapter is not None:
+        return
+    if not method.requires.elementwise:
+        raise HfZipError(
+            f"{method.name!r} does not support these models: {known.obstacle}. Without a table, "
+            f"models of any class are merged by {elementwise_methods()}"
+        )
+    if recipe.stop_at is not None:
+        raise HfZipError(
+            f"stop_at is {recipe.stop_at}, but which blocks could be shared is not known: "
+            f"{known.obstacle}. Leave stop_at out to share all"
+        )
+
+
+def _check_rows(sources: Sequence[Source]) -> None:
     for source in sources:
         labels = source.model.config.num_labels
-        for head in head_names(source.model, adapter):
+        for head in task_heads(source.model):
             rows = source.model.get_submodule(head).out_features
             if rows != labels:
                 raise HfZipError(

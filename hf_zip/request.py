@@ -72,11 +72,13 @@ class Request:
 
     def load_calibration(self, source: Source) -> Any:
         """Returns the calibration inputs as a source takes them; nothing where there are none."""
+        if not self.has_calibration:
+            return None
         spec = self.recipe.calibration or CalibrationSpec()
         reader = reader_of(source, spec.max_length)
         if self.calibration is not None:
             return from_memory(self.calibration, reader)
-        return load_inputs(spec, reader, self.recipe.seed) if self.has_calibration else None
+        return load_inputs(spec, reader, self.recipe.seed)
 
     def load_evaluation(self, source: Source, tasks: Sequence[Task]) -> dict[str, Any]:
         """Returns labelled data by task, as a source takes them.
@@ -116,11 +118,11 @@ class Request:
         preferred: Sequence[str],
     ) -> dict[str, Any]:
         known, seed = {task.name: task for task in tasks}, self.recipe.seed
-        reader, data = reader_of(source, EvaluationSpec.max_length), {}
+        data = {}
         for name, rows in memory.items():
             if name not in known:
                 raise unknown(f"task under {key!r}", name, known)
-            task = known[name]
+            task, reader = known[name], reader_of(source, EvaluationSpec.max_length)
             data[name] = labelled_from_memory(rows, reader, task.labels, name, task.kind)
         for spec in named:
             if spec.task in data:

@@ -13,11 +13,13 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.groups import blocks, embedding_names
 from hf_zip.sources import Source
+from hf_zip.task_head import task_heads
 
 Initialisation = Literal["shared", "different", "unclear"]
 
 LINEAR_ROLES = ("query", "key", "value", "output", "mlp_in", "mlp_out")
 ROLES = (*LINEAR_ROLES, "embeddings")
+WEIGHTS = "weights"  # all of them, where no table tells roles apart
 SHARED_FROM = 0.5
 DIFFERENT_UP_TO = 0.1
 
@@ -30,8 +32,9 @@ class PairSimilarity:
         first: Name of the one.
         second: Name of the other.
         cosines: For every role that the family has, the cosine in [-1, 1] between all its weights
-            in the one and in the other, over all blocks. Parameters with fewer than two dimensions
-            are left out: at their initialisation they are alike in all models.
+            in the one and in the other, over all blocks; without a table, one over all weights but
+            the task head's. Parameters with fewer than two dimensions are left out: at their
+            initialisation they are alike in all models.
     """
 
     first: str
@@ -41,21 +44,25 @@ class PairSimilarity:
     @property
     def initialisation(self) -> Initialisation:
         """What the median over the linear roles says: see `initialisation`."""
-        linear = [self.cosines[role] for role in LINEAR_ROLES if role in self.cosines]
+        roles = (*LINEAR_ROLES, WEIGHTS)
+        linear = [self.cosines[role] for role in roles if role in self.cosines]
         median = statistics.median(linear) if linear else (SHARED_FROM + DIFFERENT_UP_TO) / 2
         if median >= SHARED_FROM:
             return "shared"
         return "different" if median <= DIFFERENT_UP_TO else "unclear"
 
 
-def similarities(sources: Sequence[Source], adapter: Adapter) -> tuple[PairSimilarity, ...]:
+def similarities(sources: Sequence[Source], adapter: Adapter | None) -> tuple[PairSimilarity, ...]:
     """Returns how alike every pair of models is, in the order of the models.
 
     Args:
         sources: Models of the same shapes.
-        adapter: Their family's table.
+        adapter: Their family's table; nothing if there is none that covers their class.
     """
-    roles = [_weights(source.model, adapter) for source in sources]
+    roles = [
+        _all_weights(source.model) if adapter is None else _weights(source.model, adapter)
+        for source in sources
+    ]
     return tuple(
         PairSimilarity(
             sources[i].name,
@@ -100,6 +107,16 @@ def _weights(model: PreTrainedModel, adapter: Adapter) -> dict[str, list[Tensor]
         if wide:
             found[role] = wide
     return found
+
+
+def _all_weights(model: PreTrainedModel) -> dict[str, list[Tensor]]:
+    heads = tuple(f"{head}." for head in task_heads(model))
+    parameters = [
+        parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.dim() >= 2 and not name.startswith(heads)
+    ]
+    return {WEIGHTS: parameters} if parameters else {}
 
 
 def _cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:

@@ -8,7 +8,7 @@ import argparse
 import re
 from pathlib import Path
 
-from hf_zip.catalogue import adapters_table, methods_table
+from hf_zip.catalogue import adapters_table, classes_table, methods_table
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -28,7 +28,12 @@ def main() -> None:
 
 def refreshed(text: str) -> str:
     """Returns the README with every generated table as it should be."""
-    for name, table in {"methods": methods_table(), "adapters": adapters_table()}.items():
+    tables = {
+        "methods": methods_table(),
+        "adapters": adapters_table(),
+        "classes": classes_table(),
+    }
+    for name, table in tables.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n\n|\Z)"
         if not re.search(pattern, text, flags=re.DOTALL):
             raise SystemExit(f"README.md has no '<!-- {name} -->' to put a table under")

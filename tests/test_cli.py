@@ -202,7 +202,7 @@ def test_inspect_shows_groups_diagnosis_and_suggestion(run):
         "zipfit",
     ):
         assert word in result.output
-    assert "class" not in run("inspect", "pets").output
+    assert "initialisation" not in run("inspect", "pets").output
 
 
 def test_inspect_knows_a_merge(run, tmp_path):

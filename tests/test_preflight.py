@@ -228,8 +228,9 @@ def test_a_type_without_a_table():
     first, second = vit(), vit(seed=1)
     for model in (first, second):
         model.config.model_type = "vit_of_tomorrow"
-    with pytest.raises(HfZipError, match=r"reason:\n- models of type 'vit_of_tomorrow' are not"):
-        check(first, second, force=True)
+    found = check(first, second)
+    assert "no table covers ViTForImageClassification" in message(found, "table")
+    assert [list(pair.cosines) for pair in found.similarities] == [["weights"]]
 
 
 def test_different_classes():

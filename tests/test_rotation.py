@@ -452,7 +452,7 @@ def test_a_scrambled_copy_is_matched_back(adapter, copies):
 def inputs_for(models, adapter, count=64):
     runtime = Runtime(
         models=tuple(models),
-        adapter=adapter,
+        table=adapter,
         calibration=rows(images(models[0], count, seed=7)),
         batch_size=32,
         accelerator=make_accelerator(),
@@ -547,7 +547,7 @@ def scrambled_without_biases(model):
 def test_a_post_norm_family_is_refused():
     adapter = adapter_for("vit")
     inputs = inputs_for([vit(), vit(seed=1)], adapter)
-    runtime = replace(inputs.runtime, adapter=replace(adapter, pre_norm=False))
+    runtime = replace(inputs.runtime, table=replace(adapter, pre_norm=False))
     with pytest.raises(HfZipError, match=r"'vit' do not normalise what they read \(post-norm\)"):
         run(replace(inputs, runtime=runtime), RotateOptions())
 

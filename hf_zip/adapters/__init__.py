@@ -173,18 +173,26 @@ def adapter_of(model: PreTrainedModel) -> Adapter:
     return present[0] if len(present) == 1 else adapter
 
 
+def table_of(model_type: str) -> Adapter | None:
+    """Returns the adapter of a `config.model_type`; nothing if no family has a table for it."""
+    for adapter in adapters().values():
+        if model_type in adapter.model_types:
+            return adapter
+    return None
+
+
 def adapter_for(model_type: str) -> Adapter:
     """Returns the adapter of a `config.model_type`.
 
     Raises:
         HfZipError: No family has a table for it.
     """
-    for adapter in adapters().values():
-        if model_type in adapter.model_types:
-            return adapter
-    known = sorted(name for adapter in adapters().values() for name in adapter.model_types)
-    raise HfZipError(
-        f"models of type {model_type!r} are not supported; supported: {', '.join(known)}. To add a "
-        "family, write a table like hf_zip/adapters/vit.py (a file there, or an entry point in the "
-        "group 'hf_zip.adapters')"
-    )
+    adapter = table_of(model_type)
+    if adapter is None:
+        known = sorted(name for adapter in adapters().values() for name in adapter.model_types)
+        raise HfZipError(
+            f"models of type {model_type!r} have no table; there are tables of {', '.join(known)}. "
+            "To add a family, write a table like hf_zip/adapters/vit.py (a file there, or an entry "
+            "point in the group 'hf_zip.adapters')"
+        )
+    return adapter

@@ -34,6 +34,8 @@ class Requires:
         canonical: Models that have a canonical form, `hf_zip.canonical`.
         or_post_norm: Post-norm models, which have none, will do as well.
         plain_scores: Attention that adds nothing to the products of queries and keys.
+        elementwise: Nothing but parameters of the same names and shapes, so that models of any
+            class will do, with a table of their family or without.
     """
 
     base: bool = False
@@ -43,6 +45,7 @@ class Requires:
     canonical: bool = False
     or_post_norm: bool = False
     plain_scores: bool = False
+    elementwise: bool = False
 
     def form_obstacle(self, adapter: Adapter) -> str:
         """Returns why a family's models lack the form that is needed; nothing if they have it."""
@@ -68,7 +71,7 @@ class Runtime:
 
     Args:
         models: The sources; they are to be left unchanged.
-        adapter: Their family's table.
+        table: Their family's table; nothing for models that only elementwise methods merge.
         calibration: A map-style data set of keyword arguments for the models, if there is one.
         batch_size: Inputs per forward.
         accelerator: The `accelerate.Accelerator` to run under.
@@ -76,7 +79,7 @@ class Runtime:
     """
 
     models: tuple[PreTrainedModel, ...]
-    adapter: Adapter
+    table: Adapter | None
     calibration: Any
     batch_size: int
     accelerator: Any
@@ -91,14 +94,28 @@ class Runtime:
             "progress": self.progress,
         }
 
+    @property
+    def adapter(self) -> Adapter:
+        """The table, for what cannot do without.
+
+        Raises:
+            HfZipError: There is none.
+        """
+        if self.table is None:
+            raise HfZipError(
+                f"{type(self.models[0]).__name__} has no table that says what its features and "
+                "blocks are, so they cannot be shared in part, swept over or fitted anew"
+            )
+        return self.table
+
 
 @dataclass(frozen=True)
 class MergeInputs:
     """What a method works on.
 
     Args:
-        states: Parameters of each model by name; each tied parameter once.
-        groups: The merge groups of the architecture.
+        states: Parameters of each model by name, each tied parameter once, and running statistics.
+        groups: The merge groups of the architecture; none for models without a table.
         heads: Names of the linear layers that make a task head; they are never averaged here.
         runtime: The models themselves and what they run on.
         covariances: For every group name, one covariance per tap over the features of all models
@@ -186,6 +203,11 @@ def methods() -> dict[str, MergeMethod]:
     return discover("hf_zip.methods")
 
 
+def elementwise_methods() -> str:
+    """Returns the names of the methods that merge models of any class, for messages."""
+    return ", ".join(repr(name) for name, known in methods().items() if known.requires.elementwise)
+
+
 def method_named(name: str) -> MergeMethod:
     """Returns one merge method.
 
@@ -224,6 +246,11 @@ def merge_aligned(
     """
     if refit != "none" and inputs.runtime.calibration is None:
         raise HfZipError(f"refit: {refit} needs calibration inputs; give them, or refit: none")
+    if refit != "none" and inputs.runtime.table is None:
+        raise HfZipError(
+            f"refit: {refit} needs a table of the models' family, and there is none of "
+            f"{type(inputs.runtime.models[0]).__name__}; use refit: none"
+        )
     aligned = [
         align(state, inputs.groups, matching.maps, model)
         for model, state in enumerate(inputs.states)

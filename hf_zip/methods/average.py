@@ -36,7 +36,7 @@ ENTRY = MergeMethod(
     name="average",
     title="Weighted mean of the parameters",
     reference="https://arxiv.org/abs/2203.05482",
-    requires=Requires(shared_init=True),
+    requires=Requires(shared_init=True, elementwise=True),
     run=run,
     options=AverageOptions,
     model_options=WeightOptions,

@@ -138,7 +138,9 @@ def test_an_uncovered_parameter_is_named(adapter):
 
 
 def test_a_model_type_without_a_table_is_refused_with_the_way_to_add_it():
-    with pytest.raises(HfZipError, match=r"'llama' are not supported; supported: .*vit.*To add"):
+    with pytest.raises(
+        HfZipError, match=r"'llama' have no table; there are tables of .*vit.*To add"
+    ):
         adapter_for("llama")
 
 
