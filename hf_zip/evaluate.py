@@ -193,7 +193,7 @@ def _sum(
 
 def _tally(
     answers: Answers, batch: Mapping[str, Tensor], task: Task, tasks: Sequence[Task]
-) -> Float64[Tensor, "sums"]:
+) -> Float64[Tensor, " sums"]:
     """Returns four numbers of samples, then the sums of the task's metric.
 
     The samples are all; those that are answered for this task; those that are answered for every
@@ -217,7 +217,7 @@ def _tally(
 def _row(
     candidate: Candidate,
     tasks: Sequence[Task],
-    sums: Sequence[Float64[Tensor, "_"]],
+    sums: Sequence[Float64[Tensor, " _"]],
     cost: int,
 ) -> Row:
     per_task: dict[str, float | None] = {

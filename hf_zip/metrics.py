@@ -32,8 +32,8 @@ class Metric:
     name: str
     hub: str
     size: Callable[[int], int]
-    tally: Callable[[Tensor, Batch, Task], Float64[Tensor, "sums"]]
-    value: Callable[[Float64[Tensor, "sums"], Task], float]
+    tally: Callable[[Tensor, Batch, Task], Float64[Tensor, " sums"]]
+    value: Callable[[Float64[Tensor, " sums"], Task], float]
 
 
 def metric_of(task: Task) -> Metric:
@@ -55,7 +55,7 @@ def hub_metric(name: str) -> str:
     return next((metric.hub for metric in METRICS.values() if metric.name == name), name)
 
 
-def _share(right: Tensor, counted: Tensor | None = None) -> Float64[Tensor, "sums"]:
+def _share(right: Tensor, counted: Tensor | None = None) -> Float64[Tensor, " sums"]:
     counted = torch.ones_like(right) if counted is None else counted
     sums = torch.stack([(right & counted.bool()).sum(), counted.sum()])
     return sums.cpu().double()
@@ -109,7 +109,7 @@ def _decisions(
 
 def _products(
     answer: Float[Tensor, "batch columns"], batch: Batch, task: Task
-) -> Float64[Tensor, "sums"]:
+) -> Float64[Tensor, " sums"]:
     found, wanted = answer.cpu().double(), batch["labels"].cpu().double()
     if wanted.numel() != found.numel() or not wanted.isfinite().all():
         raise HfZipError(
@@ -132,7 +132,7 @@ def _ratio(sums: Float64[Tensor, "2"], task: Task) -> float:
     return share
 
 
-def _correlation(sums: Float64[Tensor, "sums"], task: Task) -> float:
+def _correlation(sums: Float64[Tensor, " sums"], task: Task) -> float:
     """Pearson's correlation, its mean over columns; an answer that does not vary has none, 0."""
     count, found, wanted, found_square, wanted_square, product = sums.reshape(6, -1)
     found_variance = found_square - found**2 / count

@@ -72,7 +72,7 @@ def fit_unmerge(
 
 def explained_shares(
     weight: Float[Tensor, "n merged"],
-    bias: Float[Tensor, "n"],
+    bias: Float[Tensor, " n"],
     found: Covariance,
     count: int,
     width: int,

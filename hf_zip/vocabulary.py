@@ -15,7 +15,7 @@ from hf_zip.sources import Source
 
 def reordering(
     first: Mapping[str, int], other: Mapping[str, int], size: int
-) -> Int64[Tensor, "size"]:
+) -> Int64[Tensor, " size"]:
     """Returns for every id of the first vocabulary the other's id of the same token.
 
     Ids without a token, which some models have beyond their vocabulary, follow in their order.
@@ -68,7 +68,7 @@ def word_embeddings(model: PreTrainedModel) -> nn.Embedding:
     )
 
 
-def reorder_vocabulary(model: PreTrainedModel, order: Int64[Tensor, "size"]) -> None:
+def reorder_vocabulary(model: PreTrainedModel, order: Int64[Tensor, " size"]) -> None:
     """Puts the rows of a model's word embeddings, and of what decodes to words, into an order.
 
     The model then takes and gives the new ids; its config names the special ones anew.
@@ -93,7 +93,7 @@ def reorder_vocabulary(model: PreTrainedModel, order: Int64[Tensor, "size"]) -> 
             setattr(model.config, key, new[value])
 
 
-def order_between(first: Source, other: Source) -> Int64[Tensor, "size"] | None:
+def order_between(first: Source, other: Source) -> Int64[Tensor, " size"] | None:
     """Returns the order of the first's vocabulary in the other's ids; nothing if they agree.
 
     Nothing too where they have other tokens, or either has no tokenizer.

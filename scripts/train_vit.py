@@ -38,13 +38,13 @@ class Images:
     """
 
     pixels: UInt8[Tensor, "images channels height width"]
-    labels: Int[Tensor, "images"]
+    labels: Int[Tensor, " images"]
     names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, chosen: Int[Tensor, "rows"] | Bool[Tensor, "images"]) -> "Images":
+    def rows(self, chosen: Int[Tensor, "rows"] | Bool[Tensor, " images"]) -> "Images":
         """Returns some of the images."""
         return Images(self.pixels[chosen], self.labels[chosen], self.names)
 

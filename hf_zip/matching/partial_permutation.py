@@ -70,7 +70,7 @@ def _scores(permutation: MergeMap, similarity: Tensor, num_heads: int) -> np.nda
 
 
 def _partial(
-    permutation: MergeMap, together: Int64[Tensor, "_"], apart: Int64[Tensor, "_"], num_heads: int
+    permutation: MergeMap, together: Int64[Tensor, " _"], apart: Int64[Tensor, " _"], num_heads: int
 ) -> MergeMap:
     count, size = permutation.num_models, permutation.size
     heads = torch.arange(size).reshape(num_heads, -1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_zip.errors import HfZipError
 
 
-def select_features(gram: Float[Tensor, "n n"], count: int) -> Int64[Tensor, "count"]:
+def select_features(gram: Float[Tensor, "n n"], count: int) -> Int64[Tensor, " count"]:
     """Returns the features that leave least of the others unexplained, chosen one after another.
 
     Each is the one with the largest residual after a linear fit on those before it (Cholesky with
@@ -36,7 +36,7 @@ def select_features(gram: Float[Tensor, "n n"], count: int) -> Int64[Tensor, "co
 
 def select_heads(
     gram: Float[Tensor, "n n"], num_heads: int, count: int
-) -> tuple[Int64[Tensor, "count"], float]:
+) -> tuple[Int64[Tensor, " count"], float]:
     """Returns the heads that leave least of the others unexplained, and how much that is.
 
     Args:

@@ -23,7 +23,7 @@ def zip_features(
     merged: int,
     alpha: float = 1.0,
     beta: float = 1.0,
-) -> Int64[Tensor, "n"]:
+) -> Int64[Tensor, " n"]:
     """Returns the cluster of each feature, after greedily merging the most similar ones.
 
     Every feature starts alone. The two most similar clusters become one until `merged` are left;
@@ -71,7 +71,7 @@ def zip_features(
     return torch.from_numpy(clusters.labels())
 
 
-def zip_map(labels: Int64[Tensor, "n"], num_models: int) -> MergeMap:
+def zip_map(labels: Int64[Tensor, " n"], num_models: int) -> MergeMap:
     """Returns the map that averages the features of each cluster, and copies the mean back.
 
     Args:
@@ -137,7 +137,7 @@ def zip_heads(
     return [zip_map(_feature_labels(heads, orders), num_models) for _, orders in found]
 
 
-def _feature_labels(heads: np.ndarray, orders: np.ndarray) -> Int64[Tensor, "n"]:
+def _feature_labels(heads: np.ndarray, orders: np.ndarray) -> Int64[Tensor, " n"]:
     """The cluster of each feature, from the clusters of heads and the features' order in each."""
     size = orders.shape[2]
     labels = np.empty((len(heads), size), dtype=np.int64)

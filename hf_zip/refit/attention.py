@@ -30,7 +30,7 @@ class Heads:
     """
 
     query: Float64[Tensor, "queries width"]
-    query_bias: Float64[Tensor, "queries"]
+    query_bias: Float64[Tensor, " queries"]
     key: Float64[Tensor, "queries width"]
     value: Float64[Tensor, "values width"]
     count: int
@@ -38,7 +38,7 @@ class Heads:
 
 # From the moments of all heads' contexts and of what is to be written: the heads that are kept, and
 # the map from all contexts to those of the merged model.
-Keep = Callable[[Moments], tuple[Int64[Tensor, "heads"], Float64[Tensor, "kept n"]]]
+Keep = Callable[[Moments], tuple[Int64[Tensor, " heads"], Float64[Tensor, "kept n"]]]
 
 
 def fit_attention(work: Work, layer: Block, heads: Heads, keep: Keep | None = None) -> float:
@@ -96,7 +96,7 @@ def set_attention(
     student: PreTrainedModel,
     layer: Block,
     heads: Heads,
-    chosen: Int64[Tensor, "heads"],
+    chosen: Int64[Tensor, " heads"],
     value: Float64[Tensor, "kept width"],
 ) -> None:
     """Sets the queries, keys and values of a block.

@@ -69,7 +69,7 @@ def lower_heads(projections: Moments, work: Work, shape: ZipShape) -> Heads:
 
 def keep_heads(
     contexts: Moments, shape: ZipShape, penalty: float
-) -> tuple[Int64[Tensor, "heads"], Float64[Tensor, "kept n"]]:
+) -> tuple[Int64[Tensor, " heads"], Float64[Tensor, "kept n"]]:
     """Returns the heads that are kept and the map from all contexts to those of the merged model.
 
     Args:
@@ -92,7 +92,7 @@ def keep_heads(
 
 def choose_units(
     activity: Covariance | None, work: Work, layer: Block
-) -> tuple[Int64[Tensor, "_"], ...]:
+) -> tuple[Int64[Tensor, " _"], ...]:
     """Returns for each teacher the MLP units to keep.
 
     Args:
@@ -111,7 +111,7 @@ def choose_units(
 def kept_units(
     work: Work,
     layer: Block,
-    units: Sequence[Int64[Tensor, "_"]],
+    units: Sequence[Int64[Tensor, " _"]],
     streams: Sequence[Float[Tensor, "rows _"]],
 ) -> Float[Tensor, "rows units"]:
     """Returns what goes into the kept units of all teachers.

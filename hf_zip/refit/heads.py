@@ -7,12 +7,12 @@ from torch import Tensor
 
 def truncate_scores(
     query: Float[Tensor, "d_head d"],
-    query_bias: Float[Tensor, "d_head"],
+    query_bias: Float[Tensor, " d_head"],
     key: Float[Tensor, "d_head d"],
     second_moment: Float[Tensor, "d d"],
-    mean: Float[Tensor, "d"],
+    mean: Float[Tensor, " d"],
     rank: int,
-) -> tuple[Float64[Tensor, "rank d"], Float64[Tensor, "rank"], Float64[Tensor, "rank d"]]:
+) -> tuple[Float64[Tensor, "rank d"], Float64[Tensor, " rank"], Float64[Tensor, "rank d"]]:
     """Returns query weight and bias and key weight of a head of lower rank with the closest scores.
 
     The scores of all pairs of inputs are a bilinear form; its best approximation of a given rank

@@ -27,8 +27,8 @@ class Moments:
     """
 
     rows: int
-    mean_x: Float64[Tensor, "features"]
-    mean_y: Float64[Tensor, "targets"]
+    mean_x: Float64[Tensor, " features"]
+    mean_y: Float64[Tensor, " targets"]
     covariance: Float64[Tensor, "features features"]
     cross: Float64[Tensor, "targets features"]
 
@@ -45,7 +45,7 @@ class Moments:
 
     def fit(
         self, penalty: float = 1e-3
-    ) -> tuple[Float64[Tensor, "targets features"], Float64[Tensor, "targets"]]:
+    ) -> tuple[Float64[Tensor, "targets features"], Float64[Tensor, " targets"]]:
         """Returns weight and bias of the ridge regression of the targets on the features.
 
         Args:

@@ -55,7 +55,7 @@ def read_teachers(
     return moments, None if activity is None else work.reduced(activity)
 
 
-def written(work: Work, layer: Block, matrix: Float[Tensor, "width n"]) -> Float[Tensor, "units"]:
+def written(work: Work, layer: Block, matrix: Float[Tensor, "width n"]) -> Float[Tensor, " units"]:
     """Returns how much each MLP unit of all teachers writes to the merged stream when it is active.
 
     That is what a unit counts by, not how active it is.

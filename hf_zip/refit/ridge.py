@@ -11,10 +11,10 @@ from hf_zip.statistics.covariance import Covariance
 def ridge(
     gram: Float[Tensor, "features features"],
     cross: Float[Tensor, "targets features"],
-    mean_x: Float[Tensor, "features"],
-    mean_y: Float[Tensor, "targets"],
+    mean_x: Float[Tensor, " features"],
+    mean_y: Float[Tensor, " targets"],
     penalty: float = 1e-3,
-) -> tuple[Float[Tensor, "targets features"], Float[Tensor, "targets"]]:
+) -> tuple[Float[Tensor, "targets features"], Float[Tensor, " targets"]]:
     """Returns weight and bias of a ridge regression with an unpenalised bias, in float64.
 
     Args:
@@ -71,7 +71,7 @@ def ridge(
 
 def regress(
     found: Covariance, features: int, penalty: float = 1e-3
-) -> tuple[Float[Tensor, "targets features"], Float[Tensor, "targets"]]:
+) -> tuple[Float[Tensor, "targets features"], Float[Tensor, " targets"]]:
     """Returns weight and bias of the ridge regression of a joint covariance's rest on its start.
 
     Args:

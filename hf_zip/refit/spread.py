@@ -18,8 +18,8 @@ from hf_zip.statistics.variance import Variance
 class Spread:
     """Mean and standard deviation of every output of a linear layer."""
 
-    mean: Float64[Tensor, "units"]
-    deviation: Float64[Tensor, "units"]
+    mean: Float64[Tensor, " units"]
+    deviation: Float64[Tensor, " units"]
 
 
 def spread_of(statistic: Variance, accelerator: Accelerator) -> Spread:

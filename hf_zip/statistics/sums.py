@@ -115,7 +115,7 @@ class FeatureSums(NamedSums, ABC):
         """Number of rows so far."""
         return int(self._state["count"])
 
-    def mean(self) -> Float64[Tensor, "size"]:
+    def mean(self) -> Float64[Tensor, " size"]:
         """Returns the mean of each feature.
 
         Raises:

@@ -38,7 +38,7 @@ class Variance(FeatureSums):
         total.add_(y_sum + len(x) * c)
         self._state["count"].add_(len(x))
 
-    def variance(self) -> Float64[Tensor, "size"]:
+    def variance(self) -> Float64[Tensor, " size"]:
         """Returns the variance of each feature, divided by the number of rows, in float64.
 
         A feature whose variance is below the rounding of the sums it is the difference of, such as

@@ -25,8 +25,8 @@ class Plain:
         bias: Their biases.
     """
 
-    gain: Float[Tensor, "n"]
-    bias: Float[Tensor, "n"]
+    gain: Float[Tensor, " n"]
+    bias: Float[Tensor, " n"]
 
     def __call__(self, streams: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
         """Returns the streams of all teachers, side by side, in units of the gains."""

@@ -19,7 +19,7 @@ class Carry:
     """
 
     weight: Float[Tensor, "width n"]
-    bias: Float[Tensor, "width"]
+    bias: Float[Tensor, " width"]
 
     def __call__(self, written: Float[Tensor, "rows n"]) -> Float[Tensor, "rows width"]:
         """Returns what the merged model should write where the teachers write this."""

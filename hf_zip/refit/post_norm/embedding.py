@@ -89,7 +89,7 @@ def table_names(model: PreTrainedModel, adapter: Adapter) -> list[str]:
 
 def count_rows(
     work: PostNormWork, tables: Sequence[str], first: Block
-) -> tuple[Float64[Tensor, "words"], Float64[Tensor, "places"]]:
+) -> tuple[Float64[Tensor, " words"], Float64[Tensor, " places"]]:
     """Returns how often each word, and each combination of the other tables' rows, is seen.
 
     Args:
@@ -121,7 +121,7 @@ def count_rows(
 
 
 def fit_tables(
-    sums: Sequence[Sums], counts: tuple[Float64[Tensor, "words"], Float64[Tensor, "places"]]
+    sums: Sequence[Sums], counts: tuple[Float64[Tensor, " words"], Float64[Tensor, " places"]]
 ) -> tuple[Float64[Tensor, "words width"], Float64[Tensor, "places width"]]:
     """Returns two tables whose normalised sums are what all teachers' sums make together.
 
@@ -175,7 +175,7 @@ def fit_tables(
 
 def split_places(
     places: Float64[Tensor, "places width"],
-    counts: Float64[Tensor, "places"],
+    counts: Float64[Tensor, " places"],
     sizes: Sequence[int],
 ) -> list[Float64[Tensor, "_ width"]]:
     """Returns one table for each part of a place, whose sums come closest to the rows of places.

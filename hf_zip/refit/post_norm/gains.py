@@ -31,7 +31,7 @@ class GainMoments(NamedSums):
         parts = (torch.ones_like(x), x, y, x * x, x * y)
         sums += torch.stack([part.sum(dim=0) for part in parts])
 
-    def fit(self) -> tuple[Float64[Tensor, "size"], Float64[Tensor, "size"]]:
+    def fit(self) -> tuple[Float64[Tensor, " size"], Float64[Tensor, " size"]]:
         """Returns gain and bias of each feature by least squares, the gain at least `SMALLEST`."""
         x, y, square, product = self._state["sums"][1:] / self._state["sums"][0]
         spread = (square - x * x).clamp(min=torch.finfo(x.dtype).tiny)

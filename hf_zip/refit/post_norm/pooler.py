@@ -43,7 +43,7 @@ def _fit_pooler(
     group: MergeGroup,
     layers: str,
     decode: Float64[Tensor, "n width"],
-    shift: Float64[Tensor, "n"],
+    shift: Float64[Tensor, " n"],
     penalty: float,
 ) -> None:
     """Sets one hidden layer.

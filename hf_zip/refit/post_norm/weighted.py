@@ -31,7 +31,7 @@ class ScaledMoments:
         self,
         x: Float[Tensor, "rows features"],
         y: Float[Tensor, "rows targets"],
-        scale: Float[Tensor, "rows"],
+        scale: Float[Tensor, " rows"],
     ) -> None:
         """Adds rows."""
         inverse = 1 / scale[:, None]

@@ -69,7 +69,7 @@ def centred(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
     return rows - rows.mean(dim=1, keepdim=True)
 
 
-def scales(rows: Float[Tensor, "rows width"], eps: float) -> Float[Tensor, "rows"]:
+def scales(rows: Float[Tensor, "rows width"], eps: float) -> Float[Tensor, " rows"]:
     """Returns what a normalisation divides its rows by."""
     return (rows.var(dim=1, correction=0) + eps).sqrt()
 
