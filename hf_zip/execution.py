@@ -51,7 +51,7 @@ def assemble_merge(
     runtime, sources, tasks = prepared.inputs.runtime, prepared.sources, prepared.tasks
     dtype = getattr(torch, recipe.dtype)
     if recipe.stop_at is None:
-        return Assembled(*build_model(merged, prepared, record, None, dtype), None)
+        return Assembled(*build_model(merged, prepared, record, None, dtype, unmerge), None)
     count = len(blocks(runtime.models[0], runtime.adapter))
 
     def some(depth: int) -> int | None:

@@ -17,7 +17,7 @@ def owner(model: nn.Module, module: str) -> nn.Module:
         module: Name of one of its modules.
     """
     modules = [model]
-    for part in module.split("."):
+    for part in filter(None, module.split(".")):
         modules.append(getattr(modules[-1], part))
     return next((m for m in reversed(modules) if isinstance(m, PreTrainedModel)), model)
 

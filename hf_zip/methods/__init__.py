@@ -244,27 +244,12 @@ def merge_aligned(
         HfZipError: Something is to be fitted, and there are no calibration inputs; or every layer
             is, and the models have no canonical form.
     """
-    if refit != "none" and inputs.runtime.calibration is None:
-        raise HfZipError(f"refit: {refit} needs calibration inputs; give them, or refit: none")
-    if refit != "none" and inputs.runtime.table is None:
-        raise HfZipError(
-            f"refit: {refit} needs a table of the models' family, and there is none of "
-            f"{type(inputs.runtime.models[0]).__name__}; use refit: none"
-        )
+    _check_refit(inputs.runtime, refit)
     aligned = [
         align(state, inputs.groups, matching.maps, model)
         for model, state in enumerate(inputs.states)
     ]
-    towers = inputs.runtime.adapter.towers
-    if refit in ("repair", "all") and towers:
-        raise HfZipError(
-            f"models of {inputs.runtime.adapter.name!r} have {len(towers)} towers "
-            f"({', '.join(towers)}), and refit: {refit} is for models with one; use refit: none"
-        )
     if refit == "all":
-        hindrance = obstacle(inputs.runtime.adapter)
-        if hindrance:
-            raise HfZipError(f"{hindrance}; use refit: none, head or repair")
         merged = refit_aligned(inputs, matching, weights)
         return replace(merged, aligned=_completed(aligned, merged.state))
     prefixes = tuple(f"{head}." for head in inputs.heads)
@@ -280,11 +265,12 @@ def merge_aligned(
     ]
     trunk = mean(trunks, weights)
     runtime, config = inputs.runtime, dict[str, Any]()
-    given = (runtime.models, runtime.adapter, runtime.calibration)
-    if refit == "head" and inputs.heads:
-        heads = refit_heads(trunk, *given, **runtime.running)
-    if refit == "repair":
-        trunk, config = repair(trunk, *given, matching.maps, weights, **runtime.running)
+    if refit in ("head", "repair"):
+        given = (runtime.models, runtime.adapter, runtime.calibration)
+        if refit == "repair":
+            trunk, config = repair(trunk, *given, matching.maps, weights, **runtime.running)
+        elif inputs.heads:
+            heads = refit_heads(trunk, *given, **runtime.running)
     return Merged(
         state=trunk,
         heads=heads,
@@ -292,6 +278,28 @@ def merge_aligned(
         aligned=_completed(aligned, trunk),
         config=config,
     )
+
+
+def _check_refit(runtime: Runtime, refit: Refit) -> None:
+    """Checks that what should follow the mean can be fitted."""
+    if refit == "none":
+        return
+    if runtime.calibration is None:
+        raise HfZipError(f"refit: {refit} needs calibration inputs; give them, or refit: none")
+    if runtime.table is None:
+        raise HfZipError(
+            f"refit: {refit} needs a table of the models' family, and there is none of "
+            f"{type(runtime.models[0]).__name__}; use refit: none"
+        )
+    towers = runtime.table.towers
+    if refit in ("repair", "all") and towers:
+        raise HfZipError(
+            f"models of {runtime.table.name!r} have {len(towers)} towers ({', '.join(towers)}), "
+            f"and refit: {refit} is for models with one; use refit: none"
+        )
+    hindrance = obstacle(runtime.table) if refit == "all" else ""
+    if hindrance:
+        raise HfZipError(f"{hindrance}; use refit: none, head or repair")
 
 
 def _completed(states: Sequence[State], trunk: State) -> tuple[State, ...]:
