@@ -1,10 +1,11 @@
 """The lists of merge methods and of supported models, for the terminal and the README."""
 
 import dataclasses
+import inspect
 
 import transformers
 
-from hf_zip.adapters import adapters
+from hf_zip.adapters import adapters, distilbert
 from hf_zip.methods import MergeMethod, methods
 from hf_zip.support import support
 from hf_zip.tiny import tiny
@@ -103,6 +104,12 @@ def adapters_table() -> str:
         heads = ", ".join(f"`{head}`" for table in tables for head in table.heads)
         rows.append(f"| {name} | {types} | {heads} |")
     return "\n".join(rows)
+
+
+def table_example() -> str:
+    """Returns the table of one family, DistilBERT, as a Markdown block of code."""
+    source = inspect.getsource(distilbert)
+    return f"```python\n{source[source.index('ENTRY =') :]}```"
 
 
 def classes_table() -> str:

@@ -168,8 +168,21 @@ def sweep(
 @app.command()
 def inspect(
     models: Annotated[list[str], typer.Argument(help="Local folders and Hub ids, or one merge.")],
+    propose: Annotated[
+        bool,
+        typer.Option(
+            "--propose", help="Draft the table of the family of one model, from its config alone."
+        ),
+    ] = False,
 ) -> None:
-    """Show merge groups, and whether and how models can be merged."""
+    """Show merge groups, and whether and how models can be merged; or draft a family's table."""
+    if propose:
+        from hf_zip.propose import propose as draft
+
+        if len(models) != 1:
+            raise HfZipError(f"--propose drafts a table from one model, not from {len(models)}")
+        typer.echo(draft(models[0]).source)
+        return
     from hf_zip.inspection import describe
 
     typer.echo(describe(models))

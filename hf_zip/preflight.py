@@ -45,8 +45,8 @@ _SUGGESTIONS: dict[Initialisation, str] = {
 
 
 _WITHOUT_TABLE = (
-    "write a table of the family, which methods that match features need: the models' weights are "
-    "not alike part by part, so their mean keeps little"
+    "write a table of the family (`hf-zip inspect --propose MODEL` drafts one), which methods that "
+    "match features need: the models' weights are not alike, so their mean keeps little"
 )
 
 

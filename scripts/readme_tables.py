@@ -1,4 +1,4 @@
-"""Write the generated tables of README.md: methods, options and supported models.
+"""Write the generated tables of README.md: methods, options, supported models, a family's table.
 
 python scripts/readme_tables.py          # refresh them
 python scripts/readme_tables.py --check  # fail if they are out of date
@@ -8,7 +8,7 @@ import argparse
 import re
 from pathlib import Path
 
-from hf_zip.catalogue import adapters_table, classes_table, methods_table
+from hf_zip.catalogue import adapters_table, classes_table, methods_table, table_example
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -32,6 +32,7 @@ def refreshed(text: str) -> str:
         "methods": methods_table(),
         "adapters": adapters_table(),
         "classes": classes_table(),
+        "table": table_example(),
     }
     for name, table in tables.items():
         pattern = rf"(<!-- {name} -->\n).*?(\n\n|\Z)"

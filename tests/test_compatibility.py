@@ -192,7 +192,7 @@ def test_without_a_table_unrelated_weights_are_known_all_the_same():
     found = preflight(list(map(from_model, models)), ())
     assert [list(pair.cosines) for pair in found.similarities] == [["weights"]]
     assert found.initialisation == "different"
-    assert found.suggestion.startswith("write a table of the family, which methods that match")
+    assert found.suggestion.startswith("write a table of the family (`hf-zip inspect --pro")
 
 
 @pytest.mark.parametrize(

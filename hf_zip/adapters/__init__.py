@@ -193,6 +193,6 @@ def adapter_for(model_type: str) -> Adapter:
         raise HfZipError(
             f"models of type {model_type!r} have no table; there are tables of {', '.join(known)}. "
             "To add a family, write a table like hf_zip/adapters/vit.py (a file there, or an entry "
-            "point in the group 'hf_zip.adapters')"
+            "point in the group 'hf_zip.adapters'); `hf-zip inspect --propose MODEL` drafts one"
         )
     return adapter
