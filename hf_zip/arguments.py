@@ -42,6 +42,7 @@ def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:
         "base_model": options["--base"],
         "stop_at": _depth(options["--stop-at"]),
         "budget": _budget(options["--budget"]),
+        "labels": options["--labels"],
         "calibration": _calibration(options["--calibration"], options["--samples"]),
         **{
             key: labelled(f"--{key}", options[f"--{key}"] or [])

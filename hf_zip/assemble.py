@@ -53,16 +53,22 @@ def assemble(
 
 
 def stack_heads(merged: Merged, tasks: Sequence[Task]) -> dict[str, Tensor]:
-    """Returns the head's parameters with the rows of all tasks, in the order of the tasks."""
+    """Returns the head's parameters with the rows of all tasks, in the order of the tasks.
+
+    A row is the mean of the members that have its label.
+    """
     stacked: dict[str, list[Tensor]] = {}
     for task in tasks:
-        members = [
-            {name: tensor[list(rows)] for name, tensor in merged.heads[i].items()}
-            for i, rows in zip(task.members, task.rows, strict=True)
-        ]
-        for name, tensor in mean(members).items():
-            stacked.setdefault(name, []).append(tensor)
-    return {name: torch.cat(parts) for name, parts in stacked.items()}
+        heads = [merged.heads[i] for i in task.members]
+        for label in range(len(task.labels)):
+            rows = [
+                {name: tensor[own[label]] for name, tensor in head.items()}
+                for head, own in zip(heads, task.rows, strict=True)
+                if own[label] is not None
+            ]
+            for name, row in mean(rows).items():
+                stacked.setdefault(name, []).append(row)
+    return {name: torch.stack(rows) for name, rows in stacked.items()}
 
 
 def task_model(model: PreTrainedModel, task: str) -> PreTrainedModel:

@@ -49,6 +49,9 @@ class Candidate:
 def parent(sources: Sequence[Source], position: int, tasks: Sequence[Task]) -> Candidate:
     """Returns one source, which answers its own task only.
 
+    Labels of the task that it does not have get -inf: it never gives them. Numbers that it does not
+    have leave the task without an answer.
+
     Args:
         sources: The sources of the merge.
         position: Which of them.
@@ -66,7 +69,7 @@ def parent(sources: Sequence[Source], position: int, tasks: Sequence[Task]) -> C
             task.name: _columns(own, rows)
             for task in tasks
             for member, rows in zip(task.members, task.rows, strict=True)
-            if member == position
+            if member == position and not (task.kind == "regression" and None in rows)
         }
 
     return Candidate(_called(source), "parent", (source.model,), answers)
@@ -76,8 +79,8 @@ def ensemble(sources: Sequence[Source], tasks: Sequence[Task]) -> Candidate:
     """Returns all sources side by side: every input goes through every one of them.
 
     A task is answered by the logits of its source. Where several sources share it, by the mean of
-    their logits: inside the task that ranks labels exactly as the mean of their log-softmax does,
-    and they keep the scale of the other tasks'.
+    the logits of those that have a label: where all have the same, that ranks labels exactly as the
+    mean of their log-softmax does, and it keeps the scale of the other tasks'.
 
     Args:
         sources: The sources of the merge.
@@ -236,12 +239,21 @@ def _of_tasks(logits: Sequence[Tensor], tasks: Sequence[Task]) -> Answers:
 
 
 def _mean_of_members(logits: Sequence[Tensor], task: Task) -> Tensor:
-    members = zip(task.members, task.rows, strict=True)
-    return torch.stack([_columns(logits[member], rows) for member, rows in members]).mean(dim=0)
+    members = [
+        _columns(logits[member], rows, nothing=0.0)
+        for member, rows in zip(task.members, task.rows, strict=True)
+    ]
+    having = [sum(row is not None for row in rows) for rows in zip(*task.rows, strict=True)]
+    count = torch.tensor(having or len(members), device=members[0].device)
+    return torch.stack(members).sum(dim=0) / count
 
 
-def _columns(logits: Tensor, rows: Sequence[int]) -> Tensor:
-    return logits[..., list(rows)] if rows else logits
+def _columns(logits: Tensor, rows: Sequence[int | None], nothing: float = -torch.inf) -> Tensor:
+    """The logits of a task's labels, from a head in whose rows they are."""
+    if not rows:
+        return logits
+    lacking = torch.tensor([row is None for row in rows], device=logits.device)
+    return logits[..., [row or 0 for row in rows]].masked_fill(lacking, nothing)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -63,6 +63,14 @@ def merge(
     task: Annotated[
         list[str] | None, typer.Option(help="Name of a model's task; once per model, in order.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="apart | union",
+            help="Labels that several models have: apart as task/label, or union, one head for "
+            "models of one --task whose labels differ in part.",
+        ),
+    ] = None,
     stop_at: Annotated[
         str | None,
         typer.Option(help="Number of blocks to share, or auto (see --budget); all if left out."),
@@ -100,6 +108,7 @@ def merge(
         "--evaluation": evaluation,
         "--base": base,
         "--task": task,
+        "--labels": labels,
         "--stop-at": stop_at,
         "--budget": budget,
         "--validation": validation,

@@ -281,7 +281,7 @@ def _check_targets(batch: Mapping[str, Tensor], task: Task) -> None:
 
 def _check_finite(candidate: Candidate, answers: Answers, task: Task) -> None:
     for answer in answers.values():
-        if not answer.isfinite().all():
+        if not (answer.isfinite() | answer.isneginf()).all():
             raise HfZipError(
                 f"{candidate.name!r} gave an answer that is not a number on task {task.name!r}; "
                 "check the inputs and the weights"

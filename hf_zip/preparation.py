@@ -152,7 +152,7 @@ def prepare(
     else:
         _check_rows(sources)
         if heads or _share_a_head(sources):
-            tasks = resolve_tasks(sources, force)
+            tasks = resolve_tasks(sources, recipe.labels)
     findings = preflight(
         trunks,
         tasks,

@@ -11,6 +11,7 @@ from hf_zip.errors import HfZipError, unknown
 from hf_zip.plain import assign, build, kind, plain
 
 Unmerge = Literal["ridge", "exact"]
+Labels = Literal["apart", "union"]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 _OWN_INPUTS = (
     "all models are compared on the same inputs: with inputs of its own for each, nothing tells "
@@ -144,6 +145,9 @@ class Recipe:
         unmerge: How the tails of a partial zip read what is shared: `ridge`, through linear maps
             that are fitted on the calibration inputs; `exact`, rewritten in the merged features,
             for methods that only permute or rotate. Left out, `ridge` where there are such inputs.
+        labels: What becomes of labels that several models have, but not all the same: "apart" keeps
+            a label of two tasks as `task/label`; "union" gives models of one task one head with
+            the labels of all of them. Left out, such models are refused.
         calibration: Unlabelled data, for methods that need it and for the evaluation's controls.
         evaluation: Labelled data, one entry per task, or several.
         validation: Labelled data of every task on which `budget.points` chooses the depth, as under
@@ -159,6 +163,7 @@ class Recipe:
     stop_at: int | Literal["auto"] | None = None
     budget: Budget | None = None
     unmerge: Unmerge | None = None
+    labels: Labels | None = None
     calibration: CalibrationSpec | None = None
     evaluation: tuple[EvaluationSpec, ...] = ()
     validation: tuple[EvaluationSpec, ...] = ()

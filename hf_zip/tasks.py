@@ -8,6 +8,7 @@ from transformers import PretrainedConfig
 
 from hf_zip.errors import HfZipError
 from hf_zip.kinds import Kind, has_labels, head_kind
+from hf_zip.recipe import Labels
 from hf_zip.sources import Source
 
 _SAYS_NOTHING = re.compile(r"LABEL_\d+")
@@ -23,7 +24,8 @@ class Task:
             labels and all tasks share them, as those of spans and of words.
         start: Its first row in the merged head.
         members: Positions of the sources that were trained on it.
-        rows: For each member, which row of the member's own head holds each label.
+        rows: For each member, which row of the member's own head holds each label; nothing where
+            the member does not have it.
         kind: What the members' heads answer.
     """
 
@@ -31,7 +33,7 @@ class Task:
     labels: tuple[str, ...]
     start: int
     members: tuple[int, ...]
-    rows: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[int | None, ...], ...]
     kind: Kind = "classification"
 
     @property
@@ -60,7 +62,7 @@ def says_nothing(labels: Sequence[str]) -> bool:
     return all(_SAYS_NOTHING.fullmatch(label) for label in labels)
 
 
-def resolve_tasks(sources: Sequence[Source], force: bool = False) -> tuple[Task, ...]:
+def resolve_tasks(sources: Sequence[Source], overlapping: Labels | None = None) -> tuple[Task, ...]:
     """Returns the tasks of a merge, in the order of the sources.
 
     Sources with the same task name share one head, row by row of the same label. A source without a
@@ -69,7 +71,9 @@ def resolve_tasks(sources: Sequence[Source], force: bool = False) -> tuple[Task,
 
     Args:
         sources: The models.
-        force: Keep labels that occur in several tasks apart as `task/label` instead of refusing.
+        overlapping: "apart" keeps labels that occur in several tasks apart as `task/label`, and
+            "union" gives models of one task whose labels differ one head with all of them, instead
+            of refusing.
 
     Raises:
         HfZipError: Models of one task have different labels, or labels that cannot be matched; a
@@ -81,7 +85,9 @@ def resolve_tasks(sources: Sequence[Source], force: bool = False) -> tuple[Task,
 
     kinds = {name: _common_kind(name, [sources[i] for i in who]) for name, who in members.items()}
     named = {
-        name: _common_labels(name, [sources[i] for i in who]) if has_labels(kinds[name]) else ()
+        name: _common_labels(name, [sources[i] for i in who], overlapping == "union")
+        if has_labels(kinds[name])
+        else ()
         for name, who in members.items()
     }
     apart = {name: says_nothing(labels) for name, labels in named.items()}
@@ -91,12 +97,13 @@ def resolve_tasks(sources: Sequence[Source], force: bool = False) -> tuple[Task,
         for label in () if apart[name] else labels:
             if owners.get(label, name) != name:
                 clashes.add(label)
-                if not force:
+                if overlapping != "apart":
                     raise HfZipError(
                         f"label {label!r} belongs to task {owners[label]!r} and to task {name!r}, "
-                        "so an answer would be ambiguous. Give both models the same task if they "
-                        "do the same job, or pass --force to keep them apart as "
-                        f"'{owners[label]}/{label}' and '{name}/{label}'"
+                        "so an answer would be ambiguous. Set labels: apart (--labels apart) to "
+                        f"keep them apart as '{owners[label]}/{label}' and '{name}/{label}'; or, "
+                        "if they do the same job, give both models the same task, with labels: "
+                        "union where their other labels differ"
                     )
             owners.setdefault(label, name)
 
@@ -153,15 +160,19 @@ def _task_name(sources: Sequence[Source], position: int, members: dict[str, list
     return name
 
 
-def _common_labels(name: str, sources: Sequence[Source]) -> tuple[str, ...]:
+def _common_labels(name: str, sources: Sequence[Source], union: bool) -> tuple[str, ...]:
     first, *others = (labels_of(source.model.config) for source in sources)
+    if union and any(sorted(labels) != sorted(first) for labels in others):
+        return _united(name, sources)
     for source, labels in zip(sources[1:], others, strict=True):
         if sorted(labels) != sorted(first):
             only = sorted(set(labels) ^ set(first))
             raise HfZipError(
                 f"{sources[0].reference!r} and {source.reference!r} are both given as task "
                 f"{name!r}, but their labels differ ({len(first)} and {len(labels)} labels; in one "
-                f"only: {', '.join(only[:5])}). Give them different tasks"
+                f"only: {', '.join(only[:5])}). Set labels: union (--labels union) to give them "
+                "one head with the labels of both, or give them different tasks, with labels: "
+                "apart to keep the labels that both have as 'task/label'"
             )
         if len(set(labels)) < len(labels) and labels != first:
             raise HfZipError(
@@ -170,6 +181,22 @@ def _common_labels(name: str, sources: Sequence[Source]) -> tuple[str, ...]:
                 "name of its own in id2label"
             )
     return first
+
+
+def _united(name: str, sources: Sequence[Source]) -> tuple[str, ...]:
+    """The labels of all models of a task, each once, in the order in which they come."""
+    found: dict[str, None] = {}
+    for source in sources:
+        labels = labels_of(source.model.config)
+        if says_nothing(labels) or len(set(labels)) < len(labels):
+            reason = "says nothing" if says_nothing(labels) else "occurs twice"
+            twice = next((x for x in labels if labels.count(x) > 1), labels[0])
+            raise HfZipError(
+                f"the labels of task {name!r} cannot be united by name, because {twice!r} of "
+                f"{source.reference!r} {reason}; give every label a name of its own in id2label"
+            )
+        found |= dict.fromkeys(labels)
+    return tuple(found)
 
 
 def _common_kind(name: str, sources: Sequence[Source]) -> Kind:
@@ -184,7 +211,7 @@ def _common_kind(name: str, sources: Sequence[Source]) -> Kind:
     return first
 
 
-def _rows(labels: tuple[str, ...], own: tuple[str, ...]) -> tuple[int, ...]:
+def _rows(labels: tuple[str, ...], own: tuple[str, ...]) -> tuple[int | None, ...]:
     if labels and len(set(own)) < len(own):  # repeated names cannot tell rows apart
         return tuple(range(len(own)))
-    return tuple(own.index(label) for label in labels)
+    return tuple(own.index(label) if label in own else None for label in labels)

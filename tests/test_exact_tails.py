@@ -48,6 +48,7 @@ def merge(models, method, stop_at, **more):
         stop_at=stop_at,
         unmerge=more.pop("unmerge", "exact"),
         dtype=str(models[0].dtype).removeprefix("torch."),
+        labels="apart",
         force=True,
         progress=False,
         **more,

@@ -68,6 +68,7 @@ def merge(models, method, refit, samples=200, **more):
         parameters={"refit": refit},
         calibration=images(models[0], samples, seed=9)["pixel_values"],
         dtype="float64",
+        labels="apart",
         force=True,
         progress=False,
         **more,

@@ -41,6 +41,7 @@ def merge(models, stop_at, method="permute", **more):
         tasks=more.pop("tasks", ["a", "b"]),
         calibration=None if method == "average" else calibration,
         stop_at=stop_at,
+        labels="apart",
         force=True,
         progress=False,
         **more,

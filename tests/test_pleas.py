@@ -18,6 +18,7 @@ def merge(models, tasks=None, samples=200, **parameters):
         parameters=parameters,
         calibration=images(models[0], samples, seed=9)["pixel_values"],
         dtype="float64",
+        labels="apart",
         force=True,
         progress=False,
     )

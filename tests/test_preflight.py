@@ -40,7 +40,7 @@ def sources(*models, processors=None):
 
 def check(*models, processors=None, **options):
     found = sources(*models, processors=processors)
-    return preflight(found, resolve_tasks(found, force=True), **options)
+    return preflight(found, resolve_tasks(found, "apart"), **options)
 
 
 def codes(found, level):

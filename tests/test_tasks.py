@@ -75,15 +75,15 @@ def test_an_unnamed_source_does_not_join_a_named_task():
         resolve(source("ab", task="t", name="one"), source("ab", name="two"))
 
 
-def test_a_label_of_two_tasks_and_force():
+def test_a_label_of_two_tasks():
     sources = (source("ab", name="one"), source("bc", name="two"))
     text = (
         "label 'b' belongs to task 'one' and to task 'two', so an answer would be ambiguous. .* "
-        "--force to keep them apart as 'one/b' and 'two/b'"
+        "labels: apart .--labels apart. to keep them apart as 'one/b' and 'two/b'; .* labels: union"
     )
     with pytest.raises(HfZipError, match=text):
         resolve(*sources)
-    tasks = resolve(*sources, force=True)
+    tasks = resolve(*sources, overlapping="apart")
     assert [task.labels for task in tasks] == [("a", "one/b"), ("two/b", "c")]
     assert [task.rows for task in tasks] == [((0, 1),), ((0, 1),)]
 
@@ -92,7 +92,7 @@ def test_a_default_label_among_others_is_a_label_like_any():
     sources = (source(["LABEL_0", "a"], name="one"), source(["LABEL_0", "b"], name="two"))
     with pytest.raises(HfZipError, match="label 'LABEL_0' belongs to task 'one' and to task 'two'"):
         resolve(*sources)
-    tasks = resolve(*sources, force=True)
+    tasks = resolve(*sources, overlapping="apart")
     assert [task.labels for task in tasks] == [("one/LABEL_0", "a"), ("two/LABEL_0", "b")]
     tasks = resolve(sources[0], source(["LABEL_0", "LABEL_1"], name="three"))
     assert [task.labels for task in tasks] == [
@@ -102,7 +102,7 @@ def test_a_default_label_among_others_is_a_label_like_any():
 
 
 def test_three_tasks_of_one_label():
-    tasks = resolve(*(source("ab", task=name, name=name) for name in "xyz"), force=True)
+    tasks = resolve(*(source("ab", task=name, name=name) for name in "xyz"), overlapping="apart")
     assert [task.labels for task in tasks] == [(f"{name}/a", f"{name}/b") for name in "xyz"]
     assert [task.start for task in tasks] == [0, 2, 4]
 
@@ -110,10 +110,46 @@ def test_three_tasks_of_one_label():
 def test_one_task_with_different_labels():
     text = (
         r"'models/one' and 'models/two' are both given as task 't', but their labels differ \(2 and "
-        r"3 labels; in one only: b, c, d\). Give them different tasks"
+        r"3 labels; in one only: b, c, d\). Set labels: union .* different tasks, with labels: apart"
     )
     with pytest.raises(HfZipError, match=text):
-        resolve(source("ab", task="t", name="one"), source("acd", task="t", name="two"), force=True)
+        resolve(
+            source("ab", task="t", name="one"),
+            source("acd", task="t", name="two"),
+            overlapping="apart",
+        )
+
+
+def test_the_union_of_the_labels_of_one_task():
+    tasks = resolve(
+        source("ab", task="t", name="one"),
+        source("xy", task="u", name="two"),
+        source("cbd", task="t", name="three"),
+        overlapping="union",
+    )
+    assert tasks == (
+        Task("t", tuple("abcd"), 0, (0, 2), ((0, 1, None, None), (None, 1, 0, 2))),
+        Task("u", ("x", "y"), 4, (1,), ((0, 1),)),
+    )
+    same = (source("ab", task="t", name="one"), source("ba", task="t", name="two"))
+    assert resolve(*same, overlapping="union") == resolve(*same)
+
+
+def test_what_a_union_does_not_decide():
+    with pytest.raises(
+        HfZipError, match="label 'b' belongs to task 'one' and to task 'two', so an"
+    ):
+        resolve(source("ab", name="one"), source("bc", name="two"), overlapping="union")
+    first = source("ab", task="t", name="one")
+    nameless = source(["LABEL_0", "LABEL_1", "LABEL_2"], task="t", name="two")
+    with pytest.raises(
+        HfZipError, match="'LABEL_0' of 'models/two' says nothing; give every label"
+    ):
+        resolve(first, nameless, overlapping="union")
+    with pytest.raises(
+        HfZipError, match="'c' of 'models/two' occurs twice; give every label a name"
+    ):
+        resolve(first, source("acc", task="t", name="two"), overlapping="union")
 
 
 def test_repeated_labels_are_told_apart_by_position_only():

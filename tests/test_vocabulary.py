@@ -29,7 +29,7 @@ def source(name="a", words=None, model=None, **options):
 
 
 def check(*sources, force=False):
-    return preflight(sources, resolve_tasks(sources, force=True), force=force)
+    return preflight(sources, resolve_tasks(sources, "apart"), force=force)
 
 
 def messages(found, code):

@@ -14,7 +14,7 @@ class HfZipConfig(PretrainedConfig):
         tails: For each tail its number of labels.
         tasks: For each task its `name`, its `labels`, its first row `start` among all labels, the
             tails (`members`) that answer it, and for each of them the `rows` of its head, in the
-            order of the labels.
+            order of the labels; nothing in place of a label that it does not have.
         layers: Name of the list of blocks in the native model.
         norm: Name of the last normalisation in the native model.
         slices: Whether the trunk holds the streams of all tails side by side, and each tail reads

@@ -190,10 +190,16 @@ class HfZipForImageClassification(HfZipPreTrainedModel):
 
     @staticmethod
     def _task_logits(entry: dict[str, Any], answers: dict[int, HfZipTailOutput]) -> torch.Tensor:
-        """The logits of one task: the mean of those of the tails that answer it."""
-        members = zip(entry["members"], entry["rows"], strict=True)
-        rows = [answers[member].logits[..., list(own)] for member, own in members]
-        return torch.stack(rows).mean(dim=0)
+        """The logits of one task: of each label the mean of the tails that have it."""
+        members = list(zip(entry["members"], entry["rows"], strict=True))
+        if all(row is not None for _, own in members for row in own):
+            rows = [answers[member].logits[..., list(own)] for member, own in members]
+            return torch.stack(rows).mean(dim=0)
+        labels = [
+            [answers[member].logits[..., own[i]] for member, own in members if own[i] is not None]
+            for i in range(len(entry["labels"]))
+        ]
+        return torch.stack([torch.stack(own).mean(dim=0) for own in labels], dim=-1)
 
 
 def _selected(
