@@ -234,9 +234,16 @@ def _check_supported(method: MergeMethod, recipe: Recipe, known: Support) -> Non
 
 def _check_rows(sources: Sequence[Source]) -> None:
     for source in sources:
-        labels = source.model.config.num_labels
+        labels, name = source.model.config.num_labels, type(source.model).__name__
         for head in task_heads(source.model):
             rows = source.model.get_submodule(head).out_features
+            if rows != labels and head_kind(source.model) == "other":
+                raise HfZipError(
+                    f"{source.reference!r} is a {name}, whose head is not supported: its rows are "
+                    "no labels of a task. Supported are heads of sequence, image and token "
+                    "classification, regression, question answering and masked language models, "
+                    "and models without a head"
+                )
             if rows != labels:
                 raise HfZipError(
                     f"{head} of {source.reference!r} has {rows} rows, but its config names "

@@ -98,12 +98,6 @@ def test_narrow_embeddings_have_features_of_their_own():
     assert "embeddings" not in sizes[1]
 
 
-def test_a_head_without_one_row_per_label_is_refused():
-    models = [build("BertForMultipleChoice")] * 2
-    with pytest.raises(HfZipError, match=r"classifier of 'model_0' has 1 rows, .* names 2 labels"):
-        hf_zip.merge(models, method="average", force=True, progress=False)
-
-
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "ElectraForQuestionAnswering", "BertModel"])
 def test_models_without_a_task_head_merge_to_one(name):
     model = build(name).float()

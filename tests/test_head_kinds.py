@@ -15,9 +15,11 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertModel,
 )
 
 import hf_zip
@@ -324,3 +326,29 @@ def test_a_qa_merge_loads_as_one():
     assert isinstance(
         AutoModelForQuestionAnswering.from_pretrained("merged"), BertForQuestionAnswering
     )
+
+
+@pytest.mark.parametrize("cls", [BertForQuestionAnswering, BertModel])
+def test_no_head_is_fitted_where_there_is_none(cls):
+    models = [bert(2, seed, cls=cls) for seed in (0, 1)]
+    options = {"processor": tokenizer(), "calibration": sentences(8), "force": True}
+    message = f"{cls.__name__} has no head with rows of its own labels; use refit: none or repair"
+    for method in ("average", "permute"):
+        with pytest.raises(HfZipError, match=message):
+            hf_zip.merge(
+                models, method=method, parameters={"refit": "head"}, progress=False, **options
+            )
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_classes_of_an_unsupported_head_are_refused_by_name(labels):
+    models = [bert(labels, seed, cls=BertForMultipleChoice) for seed in (0, 1)]
+    with pytest.raises(HfZipError, match="'model_0' is a BertForMultipleChoice, whose head is not"):
+        hf_zip.merge(models, method="average", force=True, progress=False)
+
+
+def test_a_class_of_ones_own_is_of_the_kind_that_it_extends():
+    class Own(BertForSequenceClassification):
+        pass
+
+    assert head_kind(bert(cls=Own)) == "classification"

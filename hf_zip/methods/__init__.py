@@ -241,10 +241,10 @@ def merge_aligned(
             the mean: see `refit_aligned`.
 
     Raises:
-        HfZipError: Something is to be fitted, and there are no calibration inputs; or every layer
-            is, and the models have no canonical form.
+        HfZipError: Something is to be fitted, and there are no calibration inputs; heads are, and
+            the models have none; or every layer is, and the models have no canonical form.
     """
-    _check_refit(inputs.runtime, refit)
+    _check_refit(inputs, refit)
     aligned = [
         align(state, inputs.groups, matching.maps, model)
         for model, state in enumerate(inputs.states)
@@ -269,7 +269,7 @@ def merge_aligned(
         given = (runtime.models, runtime.adapter, runtime.calibration)
         if refit == "repair":
             trunk, config = repair(trunk, *given, matching.maps, weights, **runtime.running)
-        elif inputs.heads:
+        else:
             heads = refit_heads(trunk, *given, **runtime.running)
     return Merged(
         state=trunk,
@@ -280,16 +280,23 @@ def merge_aligned(
     )
 
 
-def _check_refit(runtime: Runtime, refit: Refit) -> None:
+def _check_refit(inputs: MergeInputs, refit: Refit) -> None:
     """Checks that what should follow the mean can be fitted."""
     if refit == "none":
         return
+    runtime = inputs.runtime
     if runtime.calibration is None:
         raise HfZipError(f"refit: {refit} needs calibration inputs; give them, or refit: none")
     if runtime.table is None:
         raise HfZipError(
             f"refit: {refit} needs a table of the models' family, and there is none of "
             f"{type(runtime.models[0]).__name__}; use refit: none"
+        )
+    if refit == "head" and not inputs.heads:
+        raise HfZipError(
+            f"refit: head fits the rows of each model's task head anew, but "
+            f"{type(runtime.models[0]).__name__} has no head with rows of its own labels; use "
+            "refit: none or repair"
         )
     towers = runtime.table.towers
     if refit in ("repair", "all") and towers:
