@@ -2,18 +2,17 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hf_zip.candidates import Kind
-from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
+from hf_zip.evaluate import Evaluation, Row
 from hf_zip.kinds import Kind as HeadKind
 from hf_zip.kinds import has_labels
-from hf_zip.metrics import hub_metric
+from hf_zip.metadata import card_metadata, common_license, hub_id, last_row
 from hf_zip.redact import published
 from hf_zip.report import Report, SourceRecord
 from hf_zip.tables import escape, markdown_table, percent
@@ -39,8 +38,6 @@ _KINDS: dict[Kind, str] = {
     "ensemble's logits on the calibration inputs, without labels",
     "merge": "the merged model",
 }
-# What a card says that states no licence.
-_NO_LICENSE = ("other", "unknown")
 
 
 def render_card(report: Report, repo_id: str | None = None) -> str:
@@ -64,7 +61,7 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
         .get_template("model_card.md")
         .render(
             report=report,
-            metadata=_metadata(report, title, pipeline).to_yaml(),
+            metadata=card_metadata(report, title, pipeline).to_yaml(),
             title=title,
             location=repo_id or ".",
             pipeline=pipeline,
@@ -73,16 +70,16 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             example=_EXAMPLES.get(pipeline or "text-classification"),
             auto_class=f"AutoModel{part}" if part or bare else report.architecture,
             tasks=[escape(f"the task {task.name}") for task in report.tasks],
-            license=_license(report.sources),
+            license=common_license(report.sources),
             table=markdown_table(report.evaluation) if report.evaluation else None,
             kinds={
                 kind: meaning
                 for kind, meaning in _KINDS.items()
                 if report.evaluation and report.evaluation.of_kind(kind)
             },
-            merge=_last(report.evaluation, "merge"),
+            merge=last_row(report.evaluation, "merge"),
             metrics=_metrics(report.evaluation),
-            ensemble=_last(report.evaluation, "ensemble"),
+            ensemble=last_row(report.evaluation, "ensemble"),
             better=_better_than_merge(report.evaluation),
             joint_beside=_joint_beside,
             not_evaluated=_not_evaluated(report),
@@ -129,85 +126,6 @@ def _environment(report: Report) -> Environment:
     return environment
 
 
-def _metadata(report: Report, title: str, pipeline: str | None) -> ModelCardData:
-    base_models = list(dict.fromkeys(filter(None, map(_hub_id, report.sources))))
-    data_sets = list(dict.fromkeys(_hub_data(report.calibration)))
-    results = list(_results(report, pipeline or "other"))
-    return ModelCardData(
-        base_model=base_models or None,
-        base_model_relation="merge",
-        library_name="transformers",
-        pipeline_tag=pipeline,
-        tags=["merge", "hf_zip", report.method.name, *([pipeline] if pipeline else [])],
-        license=_license(report.sources),
-        datasets=data_sets or None,
-        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
-
-
-def _results(report: Report, task_type: str) -> Iterator[EvalResult]:
-    """What was measured of the merged model, as the Hub's model-index holds it."""
-    row = _last(report.evaluation, "merge")
-    if row is None or report.evaluation is None:
-        return
-    tasks = report.evaluation.tasks
-    for task in tasks:
-        yield EvalResult(
-            task_type=task_type,
-            dataset_type=_data_name(task),
-            dataset_name=_data_name(task),
-            dataset_split=task.data.get("split"),
-            dataset_revision=task.data.get("revision"),
-            metric_type=hub_metric(task.metric),
-            metric_name=f"{task.metric} on task {task.name}",
-            metric_value=row.per_task[task.name],
-        )
-    if row.joint is not None:
-        names = ", ".join(dict.fromkeys(_data_name(task) for task in tasks))
-        yield EvalResult(
-            task_type=task_type,
-            dataset_type="evaluated-tasks",
-            dataset_name=f"evaluated tasks: {names}",
-            metric_type="accuracy",
-            metric_name="joint accuracy over the labels of all tasks",
-            metric_value=row.joint,
-        )
-
-
-def _data_name(task: EvaluatedTask) -> str:
-    """The Hub id of a task's data; files are told apart by their task, as their names may agree."""
-    data = task.data.get("data")
-    if isinstance(data, str) and task.data.get("revision"):
-        return data.partition("@")[0]
-    return f"{data if isinstance(data, str) else 'data'} of task {task.name}"
-
-
-def _hub_id(source: SourceRecord) -> str | None:
-    """The Hub id of a source; only what was resolved to a commit there has one."""
-    return source.reference.partition("@")[0] if source.revision is not None else None
-
-
-def _hub_data(description: Any) -> Iterator[str]:
-    """The data sets in a description that were resolved to a commit on the Hub."""
-    if isinstance(description, Mapping):
-        data = description.get("data")
-        if isinstance(data, str) and description.get("revision"):
-            yield data.partition("@")[0]
-        for value in description.values():
-            yield from _hub_data(value)
-    elif isinstance(description, list | tuple):
-        for value in description:
-            yield from _hub_data(value)
-
-
-def _license(sources: Sequence[SourceRecord]) -> str | None:
-    """The licence that every source states, if it is one and the same."""
-    stated = {(source.license or "unknown").lower() for source in sources}
-    return stated.pop() if len(stated) == 1 and not stated & {*_NO_LICENSE} else None
-
-
 def _shown(kinds: Sequence[HeadKind]) -> str:
     """What the usage code shows of an answer; nothing where tasks have no rows of their own."""
     found = {*kinds}
@@ -221,12 +139,6 @@ def _shown(kinds: Sequence[HeadKind]) -> str:
 def _metrics(evaluation: Evaluation | None) -> list[str]:
     """What was measured, each metric once."""
     return list(dict.fromkeys(task.metric for task in evaluation.tasks)) if evaluation else []
-
-
-def _last(evaluation: Evaluation | None, kind: Kind) -> Row | None:
-    """The last row of a kind: this merge comes after any other merges of the same sources."""
-    rows = evaluation.of_kind(kind) if evaluation else ()
-    return rows[-1] if rows else None
 
 
 def _tails(recipe: Mapping[str, Any]) -> str:
@@ -247,7 +159,7 @@ def _heads(recipe: Mapping[str, Any]) -> str:
 
 def _better_than_merge(evaluation: Evaluation | None) -> list[Row]:
     """Averages and controls that do better than the merge, in the mean or jointly."""
-    merge = _last(evaluation, "merge")
+    merge = last_row(evaluation, "merge")
     if merge is None or evaluation is None:
         return []
     rows = (*evaluation.of_kind("average"), *evaluation.of_kind("control"))
@@ -290,7 +202,7 @@ def _correlation(matching: Mapping[str, float]) -> dict[str, Any] | None:
 
 def _origin(source: SourceRecord) -> str:
     """Where a source was loaded from, in Markdown; a local folder is not said to be anywhere."""
-    identifier = _hub_id(source)
+    identifier = hub_id(source)
     return f"<https://huggingface.co/{identifier}>" if identifier else "a local model"
 
 

@@ -151,7 +151,8 @@ def plot(evaluation: Evaluation, path: Path) -> bool:
                 )
         axes.set_xlabel(label)
         axes.grid(alpha=0.3)
-    left.set_ylabel("accuracy, %")
+    plain = all(task.metric == "accuracy" for task in evaluation.tasks)
+    left.set_ylabel("accuracy, %" if plain else "metrics, times 100")
     left.legend(frameon=False)
     figure.savefig(path, dpi=150)
     return True
@@ -164,4 +165,4 @@ def _line(axes: Any, rows: Sequence[Row], cost: str, name: str, marker: str) -> 
         if getattr(row, name) is not None
     )
     if points:
-        axes.plot(*zip(*points, strict=True), marker=marker, label=f"{name} accuracy")
+        axes.plot(*zip(*points, strict=True), marker=marker, label=name)

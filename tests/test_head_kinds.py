@@ -230,7 +230,7 @@ def test_two_regressions_become_one(scorers, parameters, monkeypatch, capsys):
 
     card = ModelCard.load("merged/README.md")
     assert card.data.metrics == ["pearsonr"]
-    assert "What is measured of a task is Pearson r;" in card.text
+    assert "What is measured of the tasks is Pearson r;" in card.text
     monkeypatch.chdir("merged")
     assert re.findall(r"^(\w+) \[-?\d", run_usage(card.text, capsys), re.MULTILINE) == SCORES
 
@@ -344,6 +344,15 @@ def test_no_head_is_fitted_where_there_is_none(cls):
 def test_classes_of_an_unsupported_head_are_refused_by_name(labels):
     models = [bert(labels, seed, cls=BertForMultipleChoice) for seed in (0, 1)]
     with pytest.raises(HfZipError, match="'model_0' is a BertForMultipleChoice, whose head is not"):
+        hf_zip.merge(models, method="average", force=True, progress=False)
+
+
+def test_heads_have_one_row_per_label():
+    models = [bert(3, seed) for seed in (0, 1)]
+    models[1].classifier = torch.nn.Linear(12, 4)
+    with pytest.raises(
+        HfZipError, match="classifier of 'model_1' has 4 rows, but its config names 3"
+    ):
         hf_zip.merge(models, method="average", force=True, progress=False)
 
 

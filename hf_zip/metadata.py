@@ -1,0 +1,106 @@
+"""What the card of a merge tells the Hub: base models, data, licence, results."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from hf_zip.candidates import Kind
+from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
+from hf_zip.metrics import hub_metric
+from hf_zip.report import Report, SourceRecord
+
+# What a card says that states no licence.
+_NO_LICENSE = ("other", "unknown")
+
+
+def card_metadata(report: Report, title: str, pipeline: str | None) -> ModelCardData:
+    """Returns what stands at the head of a card.
+
+    Args:
+        report: What is known about the merge.
+        title: The model's name.
+        pipeline: Task tag of its pipeline on the Hub, if it has one.
+    """
+    base_models = list(dict.fromkeys(filter(None, map(hub_id, report.sources))))
+    data_sets = list(dict.fromkeys(_hub_data(report.calibration)))
+    results = list(_results(report, pipeline or "other"))
+    return ModelCardData(
+        base_model=base_models or None,
+        base_model_relation="merge",
+        library_name="transformers",
+        pipeline_tag=pipeline,
+        tags=["merge", "hf_zip", report.method.name, *([pipeline] if pipeline else [])],
+        license=common_license(report.sources),
+        datasets=data_sets or None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(report: Report, task_type: str) -> Iterator[EvalResult]:
+    """What was measured of the merged model, as the Hub's model-index holds it."""
+    row = last_row(report.evaluation, "merge")
+    if row is None or report.evaluation is None:
+        return
+    tasks = report.evaluation.tasks
+    for task in tasks:
+        yield EvalResult(
+            task_type=task_type,
+            dataset_type=_data_name(task),
+            dataset_name=_data_name(task),
+            dataset_split=task.data.get("split"),
+            dataset_revision=task.data.get("revision"),
+            metric_type=hub_metric(task.metric),
+            metric_name=f"{task.metric} on task {task.name}",
+            metric_value=row.per_task[task.name],
+        )
+    if row.joint is not None:
+        names = ", ".join(dict.fromkeys(_data_name(task) for task in tasks))
+        yield EvalResult(
+            task_type=task_type,
+            dataset_type="evaluated-tasks",
+            dataset_name=f"evaluated tasks: {names}",
+            metric_type="accuracy",
+            metric_name="joint accuracy over the labels of all tasks",
+            metric_value=row.joint,
+        )
+
+
+def _data_name(task: EvaluatedTask) -> str:
+    """The Hub id of a task's data; files are told apart by their task, as their names may agree."""
+    data = task.data.get("data")
+    if isinstance(data, str) and task.data.get("revision"):
+        return data.partition("@")[0]
+    return f"{data if isinstance(data, str) else 'data'} of task {task.name}"
+
+
+def hub_id(source: SourceRecord) -> str | None:
+    """The Hub id of a source; only what was resolved to a commit there has one."""
+    return source.reference.partition("@")[0] if source.revision is not None else None
+
+
+def _hub_data(description: Any) -> Iterator[str]:
+    """The data sets in a description that were resolved to a commit on the Hub."""
+    if isinstance(description, Mapping):
+        data = description.get("data")
+        if isinstance(data, str) and description.get("revision"):
+            yield data.partition("@")[0]
+        for value in description.values():
+            yield from _hub_data(value)
+    elif isinstance(description, list | tuple):
+        for value in description:
+            yield from _hub_data(value)
+
+
+def common_license(sources: Sequence[SourceRecord]) -> str | None:
+    """The licence that every source states, if it is one and the same."""
+    stated = {(source.license or "unknown").lower() for source in sources}
+    return stated.pop() if len(stated) == 1 and not stated & {*_NO_LICENSE} else None
+
+
+def last_row(evaluation: Evaluation | None, kind: Kind) -> Row | None:
+    """The last row of a kind: this merge comes after any other merges of the same sources."""
+    rows = evaluation.of_kind(kind) if evaluation else ()
+    return rows[-1] if rows else None
