@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from hf_zip.columns import label_column, score_column, tag_column, word_column
@@ -14,6 +15,9 @@ from hf_zip.kinds import UNLABELLED, Kind, asks_of_tokens, target_names
 from hf_zip.labels import label_positions, scores, tag_positions
 from hf_zip.recipe import EvaluationSpec
 from hf_zip.texts import TextReader
+from hf_zip.tokens import Tokens
+
+MASKED = 0.15  # share of the tokens of a text, as masked language models are trained
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,43 @@ def _of_first_tokens(words: Sequence[int | None], tags: Sequence[int]) -> list[i
     ]
 
 
+def _masked(
+    table: Table, rows: Sequence[int], reader: Reader, spec: EvaluationSpec, labels: Sequence[str]
+) -> Labelled:
+    """A share of every text's own tokens is masked, at least one, and these are to be found.
+
+    Which ones depends on the row only, so that they are the same for every model and run.
+    """
+    if not isinstance(reader, TextReader) or getattr(reader.tokenizer, "mask_token", None) is None:
+        raise HfZipError(
+            f"task {spec.task!r} asks for masked tokens, but the models have no tokenizer with a "
+            "mask token; save the one that they were trained with beside the first model"
+        )
+    columns = reader.columns(table, spec.column, spec.label_column)
+    part, targets = reader.read(table, columns, rows), []
+    special, mask = {*reader.tokenizer.all_special_ids}, reader.tokenizer.mask_token_id
+    inputs = []
+    for position, row in enumerate(rows):
+        ids = part[position]["input_ids"]
+        own = [place for place, token in enumerate(ids) if token not in special]
+        if not own:
+            raise HfZipError(
+                f"row {row} of data {table.name!r} has no token that could be masked; leave it out"
+            )
+        draw = np.random.default_rng(row)
+        hidden = {*draw.choice(own, size=max(1, round(MASKED * len(own))), replace=False).tolist()}
+        shown = [mask if place in hidden else token for place, token in enumerate(ids)]
+        wanted = [t if place in hidden else UNLABELLED for place, t in enumerate(ids)]
+        inputs.append({**part[position], "input_ids": shown})
+        targets.append({"labels": wanted})
+    return Labelled(Tokens(inputs, part.notes), targets, columns, {"masked": MASKED})
+
+
 _READERS: Mapping[Kind, Callable[..., Labelled]] = {
     "classification": _classified,
     "regression": _scored,
     "token-classification": _tagged,
+    "masked-lm": _masked,
 }
 
 

@@ -361,3 +361,14 @@ def test_a_class_of_ones_own_is_of_the_kind_that_it_extends():
         pass
 
     assert head_kind(bert(cls=Own)) == "classification"
+
+
+def test_masked_language_models_are_measured_on_texts_by_name():
+    models = {name: bert(2, seed, cls=BertForMaskedLM) for seed, name in enumerate("ab")}
+    save(models)
+    Path("a.txt").write_text("\n".join(sentences(20, seed=1)))
+    report = merge(models, evaluation={"a": "a.txt"}).report
+    (task,) = report.evaluation.tasks
+    assert (task.metric, task.data["masked"]) == ("masked-token accuracy", 0.15)
+    again = reevaluate("merged", force=True, progress=False)
+    assert again.evaluation.rows == report.evaluation.rows

@@ -12,7 +12,7 @@ from hf_zip.recipe import CalibrationSpec, EvaluationSpec
 from hf_zip.texts import TextReader
 from tests.data import random_images
 from tests.models import processor
-from tests.texts import tokenizer
+from tests.texts import sentences, tokenizer
 
 NAMES = ["O", "B", "I"]
 WORDS = [["play", "tables"], ["who", "is", "the", "songs"], ["a"]]  # "tables" is two tokens
@@ -259,9 +259,50 @@ def test_prepared_inputs_that_lack_what_is_right(kind, item, message):
         read([{"input_ids": [2, 5, 3], **item}], kind)
 
 
-@pytest.mark.parametrize("kind", ["question-answering", "masked-lm", "multi-label-classification"])
+@pytest.mark.parametrize("kind", ["question-answering", "multi-label-classification"])
 def test_kinds_that_cannot_be_read_from_columns(kind):
     with pytest.raises(
         HfZipError, match=f"what is right for {kind} cannot be read from columns; pre"
     ):
         read(scored([1, 2, 3]), kind)
+
+
+# Masked tokens.
+
+
+def test_some_tokens_of_a_text_are_masked_and_to_be_found():
+    texts = [*sentences(40, seed=2), " ".join(["play"] * 12)]
+    inputs = read(Dataset.from_dict({"text": texts}), "masked-lm", [])
+    special = {*tokenizer().all_special_ids}
+    found = []
+    for row in inputs:
+        pairs = list(zip(row["input_ids"], row["labels"], strict=True))
+        whole = [token if label == -100 else label for token, label in pairs]
+        found.append(tokenizer().decode(whole, skip_special_tokens=True))
+        hidden = [label for _, label in pairs if label != -100]
+        assert not special & {*hidden}
+        assert [t for t, label in pairs if label != -100] == [tokenizer().mask_token_id] * len(
+            hidden
+        )
+        own = sum(token not in special for token in whole)
+        assert len(hidden) == max(1, round(0.15 * own))
+    assert sorted(found) == sorted(texts)
+    assert (
+        len({tuple(x != -100 for x in row["labels"]) for row in inputs if len(row["labels"]) == 9})
+        > 1
+    )
+    again = read(Dataset.from_dict({"text": texts}), "masked-lm", [])
+    assert [again[i] for i in range(41)] == [inputs[i] for i in range(41)]
+    assert inputs.description["masked"] == 0.15
+
+
+def test_texts_without_a_token_or_a_mask_cannot_be_masked():
+    with pytest.raises(
+        HfZipError, match="row 1 of data 'in memory' has no token that could be mask"
+    ):
+        read(Dataset.from_dict({"text": ["play", ""]}), "masked-lm", [])
+    words = tokenizer()
+    words.mask_token = None
+    for own in (TextReader(words), TextReader(None), ImageReader(processor())):
+        with pytest.raises(HfZipError, match="have no tokenizer with a mask token; save the one"):
+            read(Dataset.from_dict({"text": ["play"]}), "masked-lm", [], own)
