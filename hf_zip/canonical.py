@@ -19,11 +19,12 @@ _LOSS = (
 )
 
 
-def obstacle(adapter: Adapter) -> str:
+def obstacle(adapter: Adapter, rotated: bool = False) -> str:
     """Returns why the models of a family have no canonical form; nothing if they have one.
 
     Args:
         adapter: The family's table.
+        rotated: Whether the stream should be one that can be rotated without loss.
     """
     found = ""
     if adapter.towers:
@@ -35,21 +36,22 @@ def obstacle(adapter: Adapter) -> str:
         return f"models of {adapter.name!r} have no task head that reads their last normalisation"
     if not adapter.pre_norm:
         found = f"the blocks of {adapter.name!r} do not normalise what they read (post-norm)"
-    elif adapter.embedding_norms:
+    elif rotated and adapter.embedding_norms:
         found = f"{adapter.embedding_norms[0]} of {adapter.name!r} normalises the embeddings"
     return f"{found}, {_LOSS}" if found else ""
 
 
-def check_canonical(adapter: Adapter) -> None:
+def check_canonical(adapter: Adapter, rotated: bool = False) -> None:
     """Checks that the models of a family have a canonical form.
 
     Args:
         adapter: The family's table.
+        rotated: See `obstacle`.
 
     Raises:
         HfZipError: They have none.
     """
-    found = obstacle(adapter)
+    found = obstacle(adapter, rotated)
     if found:
         raise HfZipError(f"{found}; use 'permute' or 'zipit'")
 
@@ -61,7 +63,8 @@ def canonical(model: PreTrainedModel, adapter: Adapter, to_the_end: bool = True)
     normalises; scales into those whose output they scale, so that they are 1; and the mean over
     features is taken out of everything that writes to the stream, which LayerNorm ignores. Readers
     without a bias get one. An attention pool beside the head is left out. The arithmetic is
-    float64.
+    float64. Two things stay: the normalisation of the embeddings where there is one, as it writes
+    its gain and bias to the stream, and the mean over features where the head reads it.
 
     Args:
         model: A pre-norm model, with a task head where the form goes to the end; left unchanged.
@@ -89,8 +92,8 @@ def canonical(model: PreTrainedModel, adapter: Adapter, to_the_end: bool = True)
             _fold_scale(changed, block.attention_scale, block.output)
             _fold_scale(changed, block.mlp_scale, block.mlp_out)
         for norm in _last_norms(changed, adapter) if to_the_end else ():
-            _fold(changed, norm, outer_readers(changed, adapter))
-        for axis in stream_writers(changed, adapter):
+            _fold(changed, norm, () if adapter.raw_head else outer_readers(changed, adapter))
+        for axis in () if adapter.raw_head else stream_writers(changed, adapter):
             parameter = changed.get_parameter(axis.parameter)
             exact = parameter.double()
             parameter.copy_(exact - exact.mean(dim=axis.dim, keepdim=True))

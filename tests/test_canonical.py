@@ -6,7 +6,7 @@ from torch import nn
 from transformers import DeiTForImageClassificationWithTeacher, ViTModel
 
 from hf_zip.adapters import adapter_for, adapter_of, adapters
-from hf_zip.canonical import canonical, obstacle, stream_writers
+from hf_zip.canonical import canonical, check_canonical, obstacle, stream_writers
 from hf_zip.collect import observe
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, merge_groups
@@ -24,6 +24,9 @@ EXAMPLES = {
     ),
 }
 every_example = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+# Of CLIP the normalisation of the embeddings stays, and the mean that its head reads.
+CENTRED = {name: example for name, example in EXAMPLES.items() if name != "clip_vision"}
+every_centred = pytest.mark.parametrize("example", CENTRED.values(), ids=CENTRED)
 
 
 def canonical_copy(model):
@@ -45,14 +48,15 @@ def test_the_canonical_form_computes_the_same(example):
 
 @every_example
 def test_every_normalisation_is_plain(example):
-    norms = [m for m in canonical_copy(example()).modules() if isinstance(m, nn.LayerNorm)]
+    names = {n: m for n, m in canonical_copy(example()).named_modules() if "pre_layrnorm" not in n}
+    norms = [m for m in names.values() if isinstance(m, nn.LayerNorm)]
     assert len(norms) == 5  # two in each of two blocks and the last
     for norm in norms:
         assert torch.equal(norm.weight, torch.ones_like(norm.weight))
         assert torch.equal(norm.bias, torch.zeros_like(norm.bias))
 
 
-@every_example
+@every_centred
 def test_everything_that_writes_to_the_stream_is_centred(example):
     model = canonical_copy(example())
     writers = stream_writers(model, adapter_of(model))
@@ -62,7 +66,7 @@ def test_everything_that_writes_to_the_stream_is_centred(example):
         assert parameter.mean(dim=axis.dim).abs().max() <= 1e-15, axis.parameter
 
 
-@every_example
+@every_centred
 def test_the_stream_is_centred_at_every_position(example):
     model = canonical_copy(example())
     taps = merge_groups(model, adapter_of(model))[0].taps
@@ -105,12 +109,28 @@ def test_a_post_norm_family_is_refused():
         canonical(vit(), adapter)
 
 
-def test_embeddings_that_are_normalised_have_no_canonical_form():
-    adapter = adapter_for("clip_vision_model")
+def test_the_normalisation_of_embeddings_stays_and_forbids_rotations():
+    adapter = adapters()["clip_vision"]
+    model = randomise(adapter.example())
+    before, after = (m.vision_model.pre_layrnorm for m in (model, canonical(model, adapter)))
+    assert torch.equal(before.weight, after.weight)
+    assert torch.equal(before.bias, after.bias)
     with pytest.raises(
         HfZipError, match=r"pre_layrnorm of 'clip_vision' normalises the embeddings, so"
     ):
-        canonical(adapter.example(), adapter)
+        check_canonical(adapter, rotated=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("clip", r"models of 'clip' have 2 towers \(vision, text\), and only"),
+        ("clip_text", "models of 'clip_text' have no task head that reads"),
+    ],
+)
+def test_several_towers_and_families_without_heads_are_refused(name, message):
+    with pytest.raises(HfZipError, match=message):
+        canonical(adapters()[name].example(), adapters()[name])
 
 
 def test_another_normalisation_is_refused():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_zip.errors import HfZipError
-from hf_zip.refit.stream import centred_basis, stream_map
+from hf_zip.refit.stream import anchored_map, centred_basis, stream_map
 
 
 def streams(models=2, size=6, rows=200, seed=0, scale=30.0):
@@ -108,3 +108,40 @@ def test_a_stream_of_zeros_is_refused():
     x[:, 6:] = 0
     with pytest.raises(HfZipError, match="residual stream of a model is zero"):
         stream_map(moment_of(x), 2, 6)
+
+
+def uncentred(models=2, size=6):
+    """Streams whose means over features matter."""
+    x = streams(models, size, scale=2.0)
+    means = torch.randn(len(x), models, 1, generator=torch.Generator().manual_seed(5)).double()
+    return x + means.expand(-1, -1, size).flatten(1)
+
+
+def test_one_model_keeps_its_channels():
+    matrix = anchored_map(moment_of(uncentred(1)), 1, 6).matrix
+    torch.testing.assert_close(matrix, torch.eye(6).double(), rtol=0, atol=1e-12)
+
+
+def test_permuted_copies_are_put_back_and_averaged():
+    x, order = uncentred(1), torch.randperm(6)
+    matrix = anchored_map(moment_of(torch.cat([x, x[:, order], x], dim=1)), 3, 6).matrix
+    eye = torch.eye(6).double()
+    wanted = torch.cat([eye, eye[order].T, eye], dim=1) / 3
+    torch.testing.assert_close(matrix, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [2, 4, 6, 9])
+def test_an_anchored_stream_keeps_what_the_best_does_and_the_means(width):
+    x = uncentred()
+    centred = torch.cat([p - p.mean(dim=1, keepdim=True) for p in x.chunk(2, dim=1)], dim=1)
+    best, found = stream_map(moment_of(centred), 2, width), anchored_map(moment_of(x), 2, width)
+    mapped = x @ found.matrix.T
+    spread = mapped - mapped.mean(dim=1, keepdim=True)
+    assert found.explained == pytest.approx(best.explained, abs=1e-12)
+    distances, wanted = torch.cdist(spread, spread), torch.cdist(*[centred @ best.matrix.T] * 2)
+    torch.testing.assert_close(distances / distances.max(), wanted / wanted.max())
+    sizes = centred.reshape(len(x), 2, 6).square().mean(dim=(0, 2)).sqrt()
+    means = x.reshape(len(x), 2, 6).mean(dim=2) / sizes
+    kept = mapped.mean(dim=1)
+    first = torch.linalg.svd(means, full_matrices=False).Vh[0]
+    assert abs(float(torch.corrcoef(torch.stack([kept, means @ first]))[0, 1])) > 0.999

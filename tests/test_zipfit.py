@@ -9,13 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from transformers import DeiTConfig, DeiTForImageClassification
+from transformers import (
+    CLIPForImageClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    SiglipForImageClassification,
+)
 
 import hf_zip
 from hf_zip.adapters import adapter_for, adapter_of
 from hf_zip.align import align
 from hf_zip.canonical import canonical
 from hf_zip.collect import observe
+from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, blocks, merge_groups
 from hf_zip.matching.merge_map import MergeMap
@@ -51,6 +57,27 @@ def deit(labels=3, seed=0, **overrides):
     return randomise(model, seed)
 
 
+def clip(labels=3, seed=0, **overrides):
+    """A CLIP classifier, some of whose gains before the blocks are negative."""
+    torch.manual_seed(seed)
+    config = adapter_for("clip_vision_model").example().config
+    config.num_labels = labels
+    for key, value in {"num_attention_heads": 3, **overrides}.items():
+        setattr(config.vision_config, key, value)
+    model = randomise(CLIPForImageClassification(config).eval(), seed)
+    with torch.no_grad():
+        model.vision_model.pre_layrnorm.weight[::3] *= -1
+    return model
+
+
+def siglip(labels=3, seed=0):
+    torch.manual_seed(seed)
+    config = adapter_for("siglip_vision_model").example().config
+    config.num_labels = labels
+    config.vision_config.layer_norm_eps = 1e-12  # as of ViT: the merged stream has another scale
+    return randomise(SiglipForImageClassification(config).eval(), seed)
+
+
 def fit(models, inputs=96, batch_size=20, seed=9, **options):
     models = [model.double() for model in models]
     data = rows(images(models[0], inputs, seed=seed)) if isinstance(inputs, int) else inputs
@@ -61,8 +88,7 @@ def fit(models, inputs=96, batch_size=20, seed=9, **options):
 def assembled(model, fitted, position=0):
     """The merged model with one of its heads, loaded strictly into the native class."""
     config = copy.deepcopy(model.config)
-    for key, value in fitted.config.items():
-        setattr(config, key, value)
+    set_entries(config, fitted.config)
     config.num_labels = len(fitted.heads[position]["classifier.bias"])
     merged = type(model)(config).to(model.dtype).eval()
     merged.load_state_dict({**fitted.state, **fitted.heads[position]})
@@ -92,7 +118,7 @@ def rotated(model, seed=0):
     return with_parameters(plain, align(dict(plain.named_parameters()), [group], maps, 0))
 
 
-@pytest.mark.parametrize("make", [vit, deit])
+@pytest.mark.parametrize("make", [vit, deit, clip, siglip])
 @pytest.mark.parametrize("heads", ["auto", "all", "select"])
 def test_one_model_is_returned(make, heads):
     model = make().double()
@@ -120,6 +146,26 @@ def test_copies_of_a_model_are_merged_to_it(make, copied, copies):
     assert fitted.config["num_attention_heads"] == model.config.num_attention_heads
     for position in range(len(models)):
         assert relative_error(model, assembled(model, fitted, position)) <= 1e-6
+
+
+@pytest.mark.parametrize("make", [clip, siglip])
+@pytest.mark.parametrize("copied", [permuted, lambda model, seed: model])
+def test_copies_of_a_model_of_images_and_texts_are_merged_to_it(make, copied):
+    model = make().double()
+    models = [model, copied(model, 1), copied(model, 2)]
+    fitted = fit(models, **EXACT)
+    for position in range(3):
+        assert relative_error(model, assembled(model, fitted, position)) <= 1e-6
+
+
+@pytest.mark.parametrize("size", [0.5, 1.0, 2.0])
+def test_normalised_embeddings_are_fitted_at_every_size(size):
+    models = [clip(seed=1).double(), clip(labels=4, seed=2).double()]
+    fitted = fit(models, size=size)
+    merged = assembled(models[0], fitted)
+    assert merged.config.vision_config.hidden_size == 12 * size
+    assert 0.3 < fitted.explained["embeddings"] <= 1
+    assert merged.vision_model.post_layernorm.weight.tolist() == [1.0] * int(12 * size)
 
 
 CASES = [(size, count, "all") for size in (0.5, 1.0, 1.5, "all models") for count in (2, 3)]

@@ -104,6 +104,7 @@ class Adapter:
 
         heads: Linear layers of the task head, whose rows are labels, relative to the model.
         head_parts: How many times the stream's features stand side by side in what a head reads.
+        raw_head: Whether the head reads the stream as it is, and not its `norms`.
         partial: Whether the head reads the first token of the normalised stream and nothing else,
             so that the blocks can be shared in part.
 
@@ -145,6 +146,7 @@ class Adapter:
 
     heads: tuple[str, ...] = ()
     head_parts: int = 1
+    raw_head: bool = False
     partial: bool = False
 
     towers: Mapping[str, "Adapter"] = field(default_factory=dict)

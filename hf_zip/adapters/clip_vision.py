@@ -52,4 +52,5 @@ ENTRY = Adapter(
     mlp_out="mlp.fc2",
     block_norms=("layer_norm1", "layer_norm2"),
     heads=("classifier",),
+    raw_head=True,
 )

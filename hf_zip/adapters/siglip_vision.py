@@ -37,6 +37,7 @@ ENTRY = replace(
     embedding_norms=(),
     embedding_output="embeddings",
     readers=(),
+    raw_head=False,
     attention_pool=AttentionPool(
         module="head",
         probe="probe",

@@ -32,6 +32,7 @@ class Requires:
         covariances: The covariance of every merge group on them.
         shared_init: Models that were fine-tuned from one initialisation.
         canonical: Models that have a canonical form, `hf_zip.canonical`.
+        rotated: Streams that can be rotated in it without loss.
         or_post_norm: Post-norm models, which have none, will do as well.
         plain_scores: Attention that adds nothing to the products of queries and keys.
         elementwise: Nothing but parameters of the same names and shapes, so that models of any
@@ -43,6 +44,7 @@ class Requires:
     covariances: bool = False
     shared_init: bool = False
     canonical: bool = False
+    rotated: bool = False
     or_post_norm: bool = False
     plain_scores: bool = False
     elementwise: bool = False
@@ -51,7 +53,7 @@ class Requires:
         """Returns why a family's models lack the form that is needed; nothing if they have it."""
         if self.or_post_norm and not adapter.pre_norm:
             return post_norm_obstacle(adapter)
-        return obstacle(adapter) if self.canonical else ""
+        return obstacle(adapter, self.rotated) if self.canonical else ""
 
     def check_form(self, adapter: Adapter) -> None:
         """Checks that a family's models have the form that is needed.
@@ -62,7 +64,7 @@ class Requires:
         if self.or_post_norm and not adapter.pre_norm:
             check_post_norm(adapter)
         elif self.canonical:
-            check_canonical(adapter)
+            check_canonical(adapter, self.rotated)
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ ENTRY = MergeMethod(
     name="rotate",
     title="Features matched by rotations that leave every model's function, then averaged",
     reference="https://arxiv.org/abs/2502.00264",
-    requires=Requires(calibration=True, covariances=True, canonical=True),
+    requires=Requires(calibration=True, covariances=True, canonical=True, rotated=True),
     run=run,
     options=RotateOptions,
     model_options=WeightOptions,

@@ -73,10 +73,12 @@ def refit_mapped(
     )
     groups_of = dict(zip(setting.layers, zip(*inner, strict=True), strict=True))
     shape, matrix = merged_shape(groups, maps), maps_of(stream)
+    if not adapter.raw_head:  # which reads the mean over features, unlike LayerNorm
+        matrix = matrix - matrix.mean(dim=0)
     return fit_model(
         setting,
         shape,
-        matrix - matrix.mean(dim=0),
+        matrix,
         lambda work, layer: _fit_block(work, layer, *map(maps_of, groups_of[layer])),
         options or RidgeOptions(),
         num_contexts=shape.num_heads * shape.head_width,

@@ -57,6 +57,45 @@ def stream_map(moment: Float[Tensor, "n n"], num_models: int, width: int) -> Str
     return StreamMap(centred_basis(width).to(top) @ (top * scales[:, None]).T, float(kept))
 
 
+def anchored_map(moment: Float[Tensor, "n n"], num_models: int, width: int) -> StreamMap:
+    """Returns the map of `stream_map` with its basis and the means over features kept.
+
+    Where gains and a bias stand in the stream, channels are no arbitrary basis. So the merged
+    stream is rotated as near to the first model's channels as can be; one model keeps its own. And
+    where the mean over features is read, that of the merged stream is the principal direction of
+    the models' means.
+
+    Args:
+        moment: See `stream_map`, but for streams that are not centred.
+        num_models: Number of models.
+        width: Number of features of the merged stream, at least 2.
+
+    Raises:
+        HfZipError: See `stream_map`.
+
+    Source: the orthogonal Procrustes problem (https://doi.org/10.1007/BF02289451).
+    """
+    moment = moment.double()
+    size = len(moment) // num_models
+    ones = torch.block_diag(*[moment.new_full((1, size), size**-0.5)] * num_models)
+    centring = torch.eye(len(moment)).to(moment) - ones.T @ ones
+    found = stream_map(centring @ moment @ centring, num_models, width)
+    narrow, wide = centred_basis(width).to(moment), centred_basis(size).to(moment)
+    first = narrow.T @ found.matrix[:, :size] @ wide
+    wanted = narrow.T @ torch.eye(width, size).to(moment) @ wide
+    left, _, right = torch.linalg.svd(wanted @ first.T)
+    turn = narrow @ left @ right @ narrow.T
+    # Scaled as the rest of their models is.
+    scales = (centring @ moment @ centring).diagonal().reshape(num_models, size).mean(dim=1).rsqrt()
+    means = scales[:, None] * ones
+    share = torch.linalg.eigh(means @ moment @ means.T).eigenvectors[:, -1]
+    share = share * torch.where(share.sum() < 0, -1.0, 1.0)
+    constant = moment.new_full((width, 1), width**-0.5)
+    matrix = turn @ found.matrix + constant * (share @ means)
+    # Of the size of the models' streams: then what keeps divisions from zero weighs the same.
+    return StreamMap(matrix / (num_models**0.5 * scales.mean()), found.explained)
+
+
 def centred_basis(width: int) -> Float64[Tensor, "width directions"]:
     """Returns an orthonormal basis of all vectors whose entries sum to zero, as columns."""
     ones = torch.ones(width, 1, dtype=torch.float64)

@@ -14,20 +14,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
-from hf_zip.align import along
-from hf_zip.canonical import canonical, canonical_entries, stream_writers
+from hf_zip.canonical import canonical, canonical_entries
 from hf_zip.collect import make_accelerator, make_loader
 from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import (
     Block,
-    base_name,
     blocks,
     head_names,
     merge_groups,
     outer_readers,
 )
 from hf_zip.names import config_of
+from hf_zip.refit.embeddings import set_embeddings
 from hf_zip.refit.head import trunk_of
 from hf_zip.refit.held import Held
 from hf_zip.refit.readout import fit_readout
@@ -209,7 +208,7 @@ def fit_model(
         setting: The teachers and what they run on.
         shape: Sizes of the merged model.
         matrix: Maps the teachers' streams, side by side, to the merged one; its outputs sum to
-            zero over the features, as LayerNorm ignores their mean.
+            zero over the features, as LayerNorm ignores their mean, unless the head reads it.
         fit: Sets one block, moves all streams past it, and says what share of the mapped streams
             the merged one holds after each part.
         options: Ridges and memory.
@@ -226,9 +225,7 @@ def fit_model(
     sizes = {f"{prefix}{k}": value for k, value in shape.config().items() if hasattr(own, k)}
     config = {**canonical_entries(teachers[0], adapter), **sizes}
     student = plain_student(teachers[0], adapter, config)
-    _embed(student, teachers, adapter, matrix)
-
-    explained: dict[str, float] = {}
+    explained = set_embeddings(student, teachers, adapter, setting.loader, matrix, accelerator)
     with Held(options.memory, accelerator.device) as held:
         models = (student, *teachers)
         num_batches, num_tokens = _hold_embeddings(held, models, adapter, setting.loader)
@@ -281,21 +278,6 @@ def plain_student(
             if scale is not None:
                 student.get_parameter(scale).fill_(1)
     return student.to(teacher.device, teacher.dtype).eval()
-
-
-def _embed(
-    student: PreTrainedModel,
-    teachers: Sequence[PreTrainedModel],
-    adapter: Adapter,
-    matrix: Float64[Tensor, "width n"],
-) -> None:
-    """Sets the embeddings, which are linear in the stream: mapping them is exact."""
-    names = {base_name(student, adapter, name) for name in adapter.embeddings}
-    for axis in stream_writers(student, adapter):
-        if axis.parameter in names:
-            parts = [teacher.get_parameter(axis.parameter).to(matrix) for teacher in teachers]
-            mapped = along(torch.cat(parts, axis.dim), axis.dim, matrix)
-            student.get_parameter(axis.parameter).copy_(mapped)
 
 
 def _hold_embeddings(

@@ -17,7 +17,7 @@ from hf_zip.adapters import Adapter
 from hf_zip.errors import HfZipError
 from hf_zip.refit.block import fit_block
 from hf_zip.refit.shape import Heads, choose_shape, possible_shapes
-from hf_zip.refit.stream import stream_map
+from hf_zip.refit.stream import anchored_map, stream_map
 from hf_zip.refit.survey import survey
 from hf_zip.refit.walk import Fitted, RidgeOptions, fit_model, make_setting
 
@@ -104,7 +104,8 @@ def zipfit(
         setting.accelerator,
     )
     shape = choose_shape(shapes, contexts)
-    stream = stream_map(moment, len(teachers), shape.width)
+    kept = adapter.embedding_norms or adapter.raw_head
+    stream = (anchored_map if kept else stream_map)(moment, len(teachers), shape.width)
     fitted = fit_model(
         setting,
         shape,
