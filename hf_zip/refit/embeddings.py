@@ -71,8 +71,8 @@ def _map(
 
 def _before_norm(
     matrix: Float64[Tensor, "width n"],
-    gains: Float64[Tensor, "n"],
-    scales: Float64[Tensor, "models"],
+    gains: Float64[Tensor, " n"],
+    scales: Float64[Tensor, " models"],
 ) -> Float64[Tensor, "width n"]:
     """The map of what goes into the normalisation, from what goes into those of the teachers.
 
@@ -97,7 +97,7 @@ def _scales(
     first: str,
     loader: Batches,
     accelerator: Accelerator,
-) -> Float64[Tensor, "models"]:
+) -> Float64[Tensor, " models"]:
     """By what each teacher's normalisation multiplies what goes into it, in the mean of tokens."""
     sums = torch.zeros(len(teachers), 2, dtype=torch.float64)
     for inputs in loader:
