@@ -4,7 +4,9 @@
 
 For several groups of seeds, one model is trained per data set (or taken from the cache folder) and
 all are merged in every way; one table has the mean and the standard deviation over the groups. With
-`--init` the models start from one pretrained BERT instead of from different initialisations.
+`--init` the models start from one pretrained BERT instead of from different initialisations; those
+of `--scratch` have its shape and tokenizer only. Runs on other data sets add tables, and the last
+one has the mean over all runs with the same `--init` and `--scratch` or none.
 Every method runs with its defaults. Small models of texts are close to bags of words, so a plain
 average with a least-squares head is a control as important as one trunk with such a head. Results
 are kept in `text.json`, and `text.md` is made from it.
@@ -15,7 +17,7 @@ import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,11 @@ from typing import Any
 import torch
 from datasets import Dataset, disable_progress_bars
 from merging import ALL, Merge, measure, named_sources, references, run_merge, shown_command
-from train_bert import Setting, Texts, read_texts, start, train_and_save
+from train_bert import Setting, Start, Texts, read_texts, start, train_and_save
 from training import add_setting, read_record, read_setting, split_validation
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
-from zip_tables import accuracy_table
+from zip_tables import accuracy_table, difference_table, line, spread
 
 from hf_zip.calibration import labelled_from_memory
 from hf_zip.report import versions
@@ -65,7 +67,10 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=1, help="groups of seeds (default: 1)")
     parser.add_argument("--samples", type=int, default=512, help="calibration texts")
     parser.add_argument("--choices", action="store_true", help="vary zipfit on validation texts")
-    parser.add_argument("--init", type=Path, help="pretrained BERT that all models start from")
+    parser.add_argument("--init", type=Path, help="pretrained BERT that models start from")
+    parser.add_argument("--scratch", nargs="*", default=[], help="data sets of models that do not")
+    parser.add_argument("--scratch-epochs", type=int, help="for these; default: as for others")
+    parser.add_argument("--scratch-learning-rate", type=float, help="the same")
     parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
@@ -77,21 +82,33 @@ def main() -> None:
     data = {folder.name: read_data(folder) for folder in arguments.data}
     setting = read_setting(arguments, Setting())
     tokenizer, setting = start(setting, arguments.data, arguments.init)
+    scratch = replace(
+        setting,
+        epochs=arguments.scratch_epochs or setting.epochs,
+        learning_rate=arguments.scratch_learning_rate or setting.learning_rate,
+    )
+    ways = {
+        name: (Start(arguments.init, True), scratch)
+        if name in arguments.scratch
+        else (Start(arguments.init), setting)
+        for name in data
+    }
     record: dict[str, Any] = {
         "command": shown_command("benchmark_text.py", sys.argv[1:]),
         "samples": arguments.samples,
         "init": arguments.init.name if arguments.init else None,
+        "scratch": arguments.scratch,
         "setting": asdict(setting),
         "versions": dict(versions()),
         "groups": [],
     }
     for group in range(arguments.groups):
-        folders = train_parents(data, tokenizer, setting, group, arguments.cache, arguments.init)
+        folders = train_parents(data, tokenizer, ways, group, arguments.cache)
         choices = CHOICES if arguments.choices else ()
         found = run_group(data, folders, setting.longest, arguments.samples, group, choices)
         record["groups"].append(found)
         write(arguments.out, record)
-    print("\n".join(table(record)))
+    print("\n".join(table(title(record), record)))
 
 
 def read_data(folder: Path) -> Data:
@@ -103,19 +120,20 @@ def read_data(folder: Path) -> Data:
 def train_parents(
     data: Mapping[str, Data],
     tokenizer: PreTrainedTokenizerBase,
-    setting: Setting,
+    ways: Mapping[str, tuple[Start, Setting]],
     group: int,
     cache: Path,
-    init: Path | None,
 ) -> dict[str, Path]:
     """Returns the folders of one model per task, trained now unless the cache has them."""
     found = {}
     for position, (name, own) in enumerate(data.items()):
-        seed = group * len(data) + position
+        seed, (start_from, setting) = group * len(data) + position, ways[name]
         found[name] = folder = cache / f"{name}_seed{seed}"
-        known, called = read_record(folder), init.name if init else None
-        if (known.get("setting"), known.get("init")) != (asdict(setting), called):
-            train_and_save(own.training, own.validation, tokenizer, setting, seed, folder, init)
+        wanted = {"setting": asdict(setting), **start_from.record()}
+        if not wanted.items() <= read_record(folder).items():
+            train_and_save(
+                own.training, own.validation, tokenizer, setting, seed, folder, start_from
+            )
     return found
 
 
@@ -171,33 +189,80 @@ def named(texts: Texts) -> Dataset:
     return Dataset.from_dict({"text": list(texts.texts), "label": labels})
 
 
-def table(record: Mapping[str, Any]) -> list[str]:
-    """Returns the results as lines of Markdown."""
-    groups, setting = record["groups"], record["setting"]
-    init = record.get("init")
-    origin = f"one checkpoint, {init}, and different" if init else "different initialisations and"
-    return [
-        f"# Merges of BERTs from {origin} tasks",
+def title(record: Mapping[str, Any]) -> str:
+    """Returns what a run is called: its data sets, and where their models start."""
+    init, names = record["init"], list(record["groups"][0]["test"][-1]["per_task"])
+    starts = {name: init if name not in record["scratch"] else "new weights" for name in names}
+    return " + ".join(f"{name} ({start})" if init else name for name, start in starts.items())
+
+
+def report(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns the results of all runs as lines of Markdown."""
+    lines = [
+        "# Merges of BERTs",
         "",
         "```sh",
-        record["command"],
+        *(record["command"] for record in results.values()),
         "```",
+        "",
+        "Accuracies in %, mean ± standard deviation over groups of parents of other seeds where",
+        "there are several; *joint* is among the labels of all tasks. Every method runs with its",
+        "defaults, and nothing was chosen on the test texts. *one trunk* is a parent without",
+        "merging, with a least-squares head for all tasks. Models have new weights unless the",
+        "title says otherwise. *seconds* are those of the merge, on a machine that had other work.",
+    ]
+    for name, record in results.items():
+        lines += ["", *table(name, record)]
+    mixed = [record for record in results.values() if record["init"] and record["scratch"]]
+    return [*lines, *(["", *mean_table(mixed)] if len(mixed) > 1 else [])]
+
+
+def table(name: str, record: Mapping[str, Any]) -> list[str]:
+    """Returns the results of one run as lines of Markdown."""
+    groups, setting = record["groups"], record["setting"]
+    return [
+        f"## {name}",
         "",
         f"{len(groups)} group(s) of parents; width {setting['width']}, {setting['layers']} blocks, "
         f"{setting['heads']} heads; {record['samples']} unlabelled training texts of all tasks "
-        "together for calibration. Accuracies in %; *joint* is among the labels of all tasks.",
+        "together for calibration.",
         "",
         *accuracy_table("model, on test texts", [g["test"] for g in groups], groups),
+        "",
+        *difference_table([g["test"] for g in groups]),
         "",
         *accuracy_table("model, on validation texts", [g["validation"] for g in groups]),
     ]
 
 
+def mean_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the mean over runs of what answers all tasks, the better one-trunk control once."""
+    runs = [rows for record in records for rows in (g["test"] for g in record["groups"])]
+    named = [{row["name"]: row for row in rows if row["mean"] is not None} for rows in runs]
+    for rows in named:
+        controls = [name for name, row in rows.items() if row["kind"] == "control"]
+        best = max((rows.pop(name) for name in controls), key=lambda row: row["mean"])
+        rows["better one trunk"] = best
+    lines = [
+        f"## Mean of {len(runs)} pairs of a pretrained model and one of new weights",
+        "",
+        line(["model, on test texts", "mean", "joint"]),
+        line(["---", "---:", "---:"]),
+    ]
+    for name in named[0]:
+        values = zip(*((rows[name]["mean"], rows[name]["joint"]) for rows in named), strict=True)
+        lines.append(line([name, *map(spread, values)]))
+    return lines
+
+
 def write(folder: Path, record: Mapping[str, Any]) -> None:
-    """Writes the results to `text.json` and `text.md`."""
+    """Adds the results of a run to `text.json`, and writes `text.md` anew."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "text.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "text.md").write_text("\n".join(table(record)) + "\n")
+    path = folder / "text.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[title(record)] = record
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "text.md").write_text("\n".join(report(results)) + "\n")
 
 
 if __name__ == "__main__":

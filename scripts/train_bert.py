@@ -90,6 +90,23 @@ class Setting:
     most: int = 6000
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a model is before it is trained.
+
+    Args:
+        init: Folder of a pretrained BERT, which decides shape and tokenizer; none: as set.
+        scratch: Take its shape and tokenizer only, and new weights.
+    """
+
+    init: Path | None = None
+    scratch: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Returns it as plain values."""
+        return {"init": self.init.name if self.init else None, "scratch": self.scratch}
+
+
 def main() -> None:
     """Trains and saves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -97,6 +114,7 @@ def main() -> None:
     either = parser.add_mutually_exclusive_group(required=True)
     either.add_argument("--tokenizer-data", type=Path, nargs="+", help="folders; from scratch")
     either.add_argument("--init", type=Path, help="pretrained BERT; decides shape and tokenizer")
+    parser.add_argument("--scratch", action="store_true", help="new weights in the shape of --init")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
@@ -107,8 +125,9 @@ def main() -> None:
     setting = read_setting(arguments, Setting())
     tokenizer, setting = start(setting, arguments.tokenizer_data, arguments.init)
     training, validation = split_validation(read_texts(arguments.data / "train.parquet"))
+    start_from = Start(arguments.init, arguments.scratch)
     record = train_and_save(
-        training, validation, tokenizer, setting, arguments.seed, arguments.out, arguments.init
+        training, validation, tokenizer, setting, arguments.seed, arguments.out, start_from
     )
     print(
         f"{arguments.out}: {record['seconds']:.0f} s, "
@@ -167,7 +186,7 @@ def train_and_save(
     setting: Setting,
     seed: int,
     folder: Path,
-    init: Path | None = None,
+    start_from: Start | None = None,
 ) -> dict[str, Any]:
     """Trains a model, writes it with its tokenizer, and returns how it went.
 
@@ -178,17 +197,18 @@ def train_and_save(
         setting: How to make and train the model.
         seed: Decides initialisation, order, and which texts where there are too many.
         folder: Folder to write.
-        init: Pretrained BERT whose configuration and weights to start from; none: from scratch.
+        start_from: What the model is before; left out, of new weights in the shape that is set.
     """
+    start_from = start_from or Start()
     started = time.perf_counter()
     order = torch.Generator().manual_seed(seed)
     training = training.rows(torch.randperm(len(training), generator=order)[: setting.most])
     torch.manual_seed(seed)
-    model = make_model(training.names, len(tokenizer), setting, init)
+    model = make_model(training.names, len(tokenizer), setting, start_from)
     _train(model, training, tokenizer, setting, order)
     record = {
         "setting": asdict(setting),
-        "init": init.name if init else None,
+        **start_from.record(),
         "seed": seed,
         "training_texts": len(training),
         "validation_texts": len(validation),
@@ -202,16 +222,18 @@ def train_and_save(
 
 
 def make_model(
-    names: Sequence[str], words: int, setting: Setting, init: Path | None
+    names: Sequence[str], words: int, setting: Setting, start_from: Start
 ) -> BertForSequenceClassification:
     """Returns a classifier with a new head, on a pretrained BERT where one is given."""
     labels = {
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    if init is not None:
-        model = BertForSequenceClassification(BertConfig.from_pretrained(init, **labels))
-        model.bert = BertModel.from_pretrained(init, dtype=torch.float32)
+    if start_from.init is not None:
+        config = BertConfig.from_pretrained(start_from.init, **labels)
+        model = BertForSequenceClassification(config)
+        if not start_from.scratch:
+            model.bert = BertModel.from_pretrained(start_from.init, dtype=torch.float32)
         return model
     return BertForSequenceClassification(
         BertConfig(
