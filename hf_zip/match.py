@@ -17,6 +17,10 @@ from hf_zip.matching.permutation import match_heads
 from hf_zip.matching.zip import zip_features, zip_heads, zip_map
 
 How = Literal["zip", "permute", "identity"]
+Stream = Literal["auto", "zip", "permute", "identity"]
+# Unrelated features correlate by next to nothing, those of one initialisation by nearly as much as
+# the best matched ones.
+_ENOUGH = 0.5
 Covariances = Mapping[str, Sequence[Tensor]]
 
 
@@ -26,6 +30,8 @@ class Plan:
 
     Args:
         stream: The residual stream, and the embeddings where they have features of their own.
+            "auto" permutes them, but leaves them in place where features of the same position
+            correlate by at least half as much as the best matched ones.
         heads: Attention heads, as wholes, with their inner features permuted.
         mlp: Hidden units of the MLPs and of the poolers.
         alpha: See `hf_zip.matching.zip.zip_features`.
@@ -34,7 +40,7 @@ class Plan:
             those of every model that are left are kept side by side. Below 1 all are permuted.
     """
 
-    stream: How = "permute"
+    stream: Stream = "permute"
     heads: How = "permute"
     mlp: How = "permute"
     alpha: float = 1.0
@@ -86,14 +92,15 @@ def match(
         if how == "identity":
             continue
         similarities = [mean_correlation(covariances[group.name]) for group in circuit]
-        for group, similarity, found in zip(
-            circuit,
-            similarities,
-            _match_circuit(circuit, similarities, num_models, how, plan),
-            strict=True,
-        ):
-            maps[group.name] = found
-            correlations[group.name] = matched_correlation(similarity, found)
+        permuting: How = "permute" if how == "auto" else how
+        matched = _match_circuit(circuit, similarities, num_models, permuting, plan)
+        for group, similarity, found in zip(circuit, similarities, matched, strict=True):
+            own = matched_correlation(similarity, MergeMap.identity(num_models, group.size))
+            best = matched_correlation(similarity, found)
+            kept = how == "auto" and own >= _ENOUGH * best
+            correlations[group.name] = own if kept else best
+            if not kept:
+                maps[group.name] = found
     return Matching(maps, correlations)
 
 
@@ -121,7 +128,7 @@ def _circuits(groups: Sequence[MergeGroup]) -> list[list[MergeGroup]]:
     return list(circuits.values())
 
 
-def _how(group: MergeGroup, plan: Plan) -> How:
+def _how(group: MergeGroup, plan: Plan) -> Stream:
     return {
         "stream": plan.stream,
         "embeddings": plan.stream,

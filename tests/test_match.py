@@ -98,3 +98,32 @@ def test_matched_correlation_by_hand():
 
 def test_nothing_shared_correlates_with_nothing():
     assert matched_correlation(torch.eye(2), MergeMap.identity(1, 2)) == 0
+
+
+def similar_streams(order, noise, num_models=2):
+    """Covariances of a stream that every further model has in another order, with noise."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(400, 4, generator=generator).double()
+    parts = [first]
+    for _ in range(num_models - 1):
+        own = torch.randn(400, 4, generator=generator).double()
+        parts.append(first[:, order] + noise * own)
+    return {"stream": (torch.cov(torch.cat(parts, dim=1).T),)}
+
+
+@pytest.mark.parametrize("num_models", [2, 3])
+def test_a_stream_stays_where_its_features_correlate_in_place(num_models):
+    found = match(
+        GROUPS[:1], similar_streams([0, 1, 2, 3], 0.5, num_models), num_models, Plan("auto")
+    )
+    assert found.maps == {}
+    assert found.correlations["stream"] > 0.7
+
+
+@pytest.mark.parametrize("num_models", [2, 3])
+def test_a_reordered_stream_is_matched(num_models):
+    statistics = similar_streams([1, 2, 3, 0], 0.5, num_models)
+    found = match(GROUPS[:1], statistics, num_models, Plan("auto"))
+    expected = match(GROUPS[:1], statistics, num_models, Plan("permute"))
+    assert torch.equal(found.maps["stream"].merge, expected.maps["stream"].merge)
+    assert found.correlations == expected.correlations

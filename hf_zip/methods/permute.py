@@ -20,7 +20,9 @@ class PermuteOptions:
     """Which features are reordered.
 
     Args:
-        stream: The residual stream.
+        stream: The residual stream. "auto" reorders it unless features of the same position already
+            correlate by at least half as much as the best matched ones, as those of models do that
+            share their initialisation.
         heads: Attention heads, as wholes, with the features inside each head.
         mlp: Hidden units of the MLPs and of the poolers.
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
@@ -28,7 +30,7 @@ class PermuteOptions:
             mean of the matched features.
     """
 
-    stream: Literal["permute", "identity"] = "permute"
+    stream: Literal["auto", "permute", "identity"] = "auto"
     heads: Literal["permute", "identity"] = "permute"
     mlp: Literal["permute", "identity"] = "permute"
     refit: Refit = "none"
