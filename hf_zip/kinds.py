@@ -31,9 +31,13 @@ _BY_MAPPING: Mapping[Kind, tuple[Mapping[str, Any], ...]] = {
     "classification": (
         modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     ),
-    "token-classification": (modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,),
+    "token-classification": (
+        modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES,
+    ),
     "question-answering": (modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,),
     "masked-lm": (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,),
     "features": (modeling_auto.MODEL_MAPPING_NAMES,),
