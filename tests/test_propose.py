@@ -20,7 +20,17 @@ from hf_zip.propose.survey import Survey
 from tests.laws.test_adapters import relative_change
 from tests.models import random_permutations, randomise
 
-KNOWN = ("vit", "deit", "beit", "dinov2", "clip", "bert", "roberta", "distilbert", "electra")
+KNOWN = (
+    "vit",
+    "deit",
+    "beit",
+    "dinov2",
+    "clip_vision_model",
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+)
 # Told apart by what they do; the others are names of what is not in every class.
 ROLES = ("layers", "query", "key", "value", "output", "mlp_in", "mlp_out", "block_norms")
 ROLES = (*ROLES, "block_scales", "pre_norm", "key_bias", "embedding_norms", "base", "head_parts")
