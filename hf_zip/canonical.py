@@ -78,7 +78,7 @@ def canonical(model: PreTrainedModel, adapter: Adapter, to_the_end: bool = True)
     Source: SliceGPT (https://arxiv.org/abs/2401.15024), section 3.2.
     """
     check_canonical(adapter)
-    changed = _without_pool(model, adapter)
+    changed = _without_pool(model, adapter) if to_the_end else copy.deepcopy(model)
     if to_the_end and not head_names(changed, adapter):
         raise HfZipError(
             f"{type(model).__name__} has no task head; its last normalisation cannot be folded "

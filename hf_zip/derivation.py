@@ -47,7 +47,7 @@ def outputs_of(names: Names) -> Iterator[Outputs]:
     for linear in dict.fromkeys(readers):
         size = names.modules[linear].out_features
         yield Outputs(size, (Tap(linear, "output"),), tuple(_written(names, linear)))
-    pool = _pool(names)
+    pool = pool_of(names)
     if pool is not None:
         output = f"{pool.attention}.out_proj"
         yield Outputs(
@@ -97,7 +97,7 @@ def _stream(names: Names) -> list[MergeGroup]:
         writers += [axis for place in names.places(norm) for axis in _written(names, place)]
     for linear in stream_readers(names):
         readers += _read(names, linear, table.head_parts if linear in table.heads else 1)
-    pool = _pool(names)
+    pool = pool_of(names)
     if pool is not None:
         # Its queries are read from the probe by the parameter that reads keys from the stream.
         writers.append(Axis(pool.probe, 2))
@@ -134,8 +134,8 @@ def _embedding_group(
     )
 
 
-def _pool(names: Names) -> AttentionPool | None:
-    """The full names of the attention pool; nothing where there is none."""
+def pool_of(names: Names) -> AttentionPool | None:
+    """Returns the full names of the attention pool; nothing where there is none."""
     table = names.adapter.attention_pool
     if table is None:
         return None
@@ -147,7 +147,7 @@ def _pool(names: Names) -> AttentionPool | None:
 
 
 def _attention_pool(names: Names) -> list[MergeGroup]:
-    pool = _pool(names)
+    pool = pool_of(names)
     if pool is None:
         return []
     output = f"{pool.attention}.out_proj"

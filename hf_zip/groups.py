@@ -8,7 +8,14 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.axes import Axis, MergeGroup, Role, Tap
-from hf_zip.derivation import groups_of, joint_group, outer_linears, outputs_of, stream_readers
+from hf_zip.derivation import (
+    groups_of,
+    joint_group,
+    outer_linears,
+    outputs_of,
+    pool_of,
+    stream_readers,
+)
 from hf_zip.errors import HfZipError
 from hf_zip.names import Names
 
@@ -18,6 +25,7 @@ __all__ = [
     "MergeGroup",
     "Role",
     "Tap",
+    "attention_pool",
     "base_name",
     "blocks",
     "embedding_names",
@@ -128,6 +136,12 @@ def embedding_names(model: PreTrainedModel, adapter: Adapter) -> tuple[str, ...]
     """Returns the full names of the parameters that write to the stream before the first block."""
     towers = _towers(model, adapter).values()
     return tuple(names.base(name) for names in towers for name in names.adapter.embeddings)
+
+
+def attention_pool(model: PreTrainedModel, adapter: Adapter) -> tuple[str, ...]:
+    """Returns the name of the pooler that attends to the stream; nothing where there is none."""
+    found = pool_of(Names(model, adapter))
+    return () if found is None else (found.module,)
 
 
 def base_name(model: PreTrainedModel, adapter: Adapter, name: str) -> str:

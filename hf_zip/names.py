@@ -14,10 +14,10 @@ def owner(model: nn.Module, module: str) -> nn.Module:
 
     Args:
         model: A model.
-        module: Name of one of its modules.
+        module: Name of one of its modules; empty for the model itself.
     """
     modules = [model]
-    for part in filter(None, module.split(".")):
+    for part in module.split(".") if module else ():
         modules.append(getattr(modules[-1], part))
     return next((m for m in reversed(modules) if isinstance(m, PreTrainedModel)), model)
 
@@ -27,7 +27,7 @@ def config_of(model: PreTrainedModel, module: str) -> PretrainedConfig:
 
     Args:
         model: A model.
-        module: Name of one of its modules.
+        module: Name of one of its modules; empty for the model itself.
     """
     found: PretrainedConfig = owner(model, module).config
     return found

@@ -19,6 +19,12 @@ from tests.test_zipfit import logits, relative_error
 LINEARS = ("query", "key", "value", "output", "mlp_in", "mlp_out")
 ROLES = ("query_key", "query_key", "value", "stream", "mlp", "stream")
 
+every_tower = pytest.mark.parametrize(
+    "adapter",
+    [adapter for adapter in adapters().values() if not adapter.towers],
+    ids=lambda adapter: adapter.name,
+)
+
 
 def example(adapter, seed):
     torch.manual_seed(seed)
@@ -68,7 +74,7 @@ def load(model, state):
     return model
 
 
-@pytest.mark.parametrize("adapter", adapters().values(), ids=lambda adapter: adapter.name)
+@every_tower
 @pytest.mark.parametrize("weights", [None, (3.0, 1.0)])
 def test_every_layer_spreads_as_the_sources_do_in_the_mean(adapter, weights):
     models = [example(adapter, seed) for seed in (1, 2)]
@@ -90,7 +96,7 @@ def test_every_layer_spreads_as_the_sources_do_in_the_mean(adapter, weights):
                 torch.testing.assert_close(found[name][kind], wanted, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("adapter", adapters().values(), ids=lambda adapter: adapter.name)
+@every_tower
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_models_that_agree_are_left_as_they_are(adapter, count):
     model = example(adapter, 1)

@@ -21,6 +21,7 @@ from hf_zip.calibration import from_memory
 from hf_zip.collect import observe
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap
+from hf_zip.names import owner
 from hf_zip.pairs import PairReader
 from hf_zip.preflight import preflight
 from hf_zip.request import reader_of
@@ -203,6 +204,13 @@ def test_words_are_embedded_by_the_tower_of_texts():
         word_embeddings(copy.deepcopy(model.vision_model))
 
 
+def test_modules_belong_to_the_innermost_model():
+    model = example()
+    assert owner(model, "") is model
+    assert owner(model, "visual_projection") is model
+    assert owner(model, "text_model.encoder.layers.1") is model.text_model
+
+
 def test_what_reads_a_whole_model_reads_pairs():
     source = from_model(example(), processor=clip_processor())
     reader = reader_of(source, 16)
@@ -210,3 +218,10 @@ def test_what_reads_a_whole_model_reads_pairs():
     assert (reader.images.num_channels, reader.images.image_size) == (3, 8)
     assert reader.texts.limit == 14
     assert adapter_of(source.model) is adapters()["clip"]
+
+
+def test_an_attention_pool_whose_output_is_what_a_model_gives_is_not_fitted():
+    model = example("siglip").vision_model
+    calibration = rows(random_inputs(model, 8))
+    with pytest.raises(HfZipError, match=r"^head of SiglipVisionModel reads the stream and has no"):
+        hf_zip.merge([model] * 2, method="zipfit", calibration=calibration, progress=False)

@@ -1,4 +1,4 @@
-"""The embeddings of the merged model: mapped, and what normalises them fitted to the result."""
+"""The embeddings of the merged model: mapped, and what normalises them fitted; then held."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,6 +13,8 @@ from hf_zip.align import along
 from hf_zip.canonical import stream_writers
 from hf_zip.collect import capture, first_call
 from hf_zip.groups import Tap, base_name
+from hf_zip.refit.held import Held
+from hf_zip.refit.survey import embedded
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -53,6 +55,29 @@ def set_embeddings(
     gains = torch.cat([teacher.get_parameter(f"{norm}.weight") for teacher in teachers]).to(matrix)
     _map(student, teachers, adapter, _before_norm(matrix, gains, scales))
     return {"embeddings": _fit_norm(student, teachers, norm, first, loader, matrix, accelerator)}
+
+
+def hold_embeddings(
+    held: Held,
+    models: Sequence[PreTrainedModel],
+    adapter: Adapter,
+    loader: Batches,
+) -> tuple[int, int]:
+    """Holds all streams before the first block; returns how many batches, and tokens per input.
+
+    Args:
+        held: Where to hold them, as `merged` and `teachers`.
+        models: The merged model, then the teachers.
+        adapter: Their family's table.
+        loader: The batches of this process.
+    """
+    count, num_tokens = 0, 1
+    for inputs in loader:
+        merged, *streams = embedded(models, adapter, inputs)
+        held["merged", count] = merged
+        held["teachers", count] = torch.cat(streams, dim=-1)
+        count, num_tokens = count + 1, merged.shape[1]
+    return count, num_tokens
 
 
 def _map(

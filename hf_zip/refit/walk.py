@@ -20,18 +20,18 @@ from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import (
     Block,
+    attention_pool,
     blocks,
     head_names,
     merge_groups,
     outer_readers,
 )
 from hf_zip.names import config_of
-from hf_zip.refit.embeddings import set_embeddings
+from hf_zip.refit.embeddings import hold_embeddings, set_embeddings
 from hf_zip.refit.head import trunk_of
 from hf_zip.refit.held import Held
 from hf_zip.refit.readout import fit_readout
 from hf_zip.refit.shape import Shape
-from hf_zip.refit.survey import embedded
 from hf_zip.refit.work import Work
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,9 @@ def check_outputs(model: PreTrainedModel, adapter: Adapter) -> None:
     """
     heads = head_names(model, adapter)
     feeding = [pooler.dense for pooler in adapter.poolers if set(pooler.readers) & set(heads)]
-    for reader in outer_readers(model, adapter):
+    # Beside a head a pool is left out; without one it is what the model is for.
+    pools = () if heads else attention_pool(model, adapter)
+    for reader in (*outer_readers(model, adapter), *pools):
         if reader not in heads and not reader.endswith(tuple(feeding)):
             raise HfZipError(
                 f"{reader} of {type(model).__name__} reads the stream and has no row per label, "
@@ -218,17 +220,15 @@ def fit_model(
         HfZipError: The inputs are all the same, or a moment of the fits is not finite.
     """
     teachers, adapter, accelerator = setting.teachers, setting.adapter, setting.accelerator
-    own, prefix = (
-        config_of(teachers[0], setting.layers[0].name),
-        f"{adapter.config}." if adapter.config else "",
-    )
+    own = config_of(teachers[0], setting.layers[0].name)
+    prefix = f"{adapter.config}." if hasattr(teachers[0].config, adapter.config) else ""
     sizes = {f"{prefix}{k}": value for k, value in shape.config().items() if hasattr(own, k)}
     config = {**canonical_entries(teachers[0], adapter), **sizes}
     student = plain_student(teachers[0], adapter, config)
     explained = set_embeddings(student, teachers, adapter, setting.loader, matrix, accelerator)
     with Held(options.memory, accelerator.device) as held:
         models = (student, *teachers)
-        num_batches, num_tokens = _hold_embeddings(held, models, adapter, setting.loader)
+        num_batches, num_tokens = hold_embeddings(held, models, adapter, setting.loader)
         work = Work(
             student=student,
             teachers=teachers,
@@ -278,25 +278,6 @@ def plain_student(
             if scale is not None:
                 student.get_parameter(scale).fill_(1)
     return student.to(teacher.device, teacher.dtype).eval()
-
-
-def _hold_embeddings(
-    held: Held,
-    models: Sequence[PreTrainedModel],
-    adapter: Adapter,
-    loader: Iterable[Mapping[str, Tensor]],
-) -> tuple[int, int]:
-    """Holds all streams before the first block; returns how many batches, and tokens per input.
-
-    The merged model is the first.
-    """
-    count, num_tokens = 0, 1
-    for inputs in loader:
-        merged, *streams = embedded(models, adapter, inputs)
-        held["merged", count] = merged
-        held["teachers", count] = torch.cat(streams, dim=-1)
-        count, num_tokens = count + 1, merged.shape[1]
-    return count, num_tokens
 
 
 def warn_of_few_rows(what: str, rows: int, features: int) -> None:
