@@ -13,7 +13,7 @@ from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.kinds import problem_type
 from hf_zip.learned import counters, learned
-from hf_zip.methods import Merged
+from hf_zip.method import Merged
 from hf_zip.task_head import task_heads
 from hf_zip.tasks import Task
 

@@ -6,7 +6,8 @@ import inspect
 import transformers
 
 from hf_zip.adapters import adapters, distilbert
-from hf_zip.methods import MergeMethod, methods
+from hf_zip.method import MergeMethod
+from hf_zip.methods import methods
 from hf_zip.support import support
 from hf_zip.tiny import tiny
 

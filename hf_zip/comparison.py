@@ -9,7 +9,8 @@ from hf_zip.assemble import assemble
 from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
 from hf_zip.evaluate import Evaluation, evaluate
 from hf_zip.kinds import asks_of_tokens
-from hf_zip.methods import Merged, WeightOptions, method_named
+from hf_zip.method import Merged, WeightOptions
+from hf_zip.methods import method_named
 from hf_zip.multi_head import assemble_multi_head
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Unmerge

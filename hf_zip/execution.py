@@ -11,7 +11,7 @@ from hf_zip.accuracy import Built, deepest_sharing
 from hf_zip.assemble import assemble
 from hf_zip.depth import Assembled, affordable, choose_depth, depth_curve
 from hf_zip.groups import blocks
-from hf_zip.methods import Merged, MergeMethod
+from hf_zip.method import Merged, MergeMethod
 from hf_zip.multi_head import assemble_multi_head
 from hf_zip.partial import assemble_partial
 from hf_zip.preparation import Prepared, covariances

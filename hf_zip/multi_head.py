@@ -13,7 +13,7 @@ from hf_zip.collect import Observation, collect
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap
 from hf_zip.headless import base_of
-from hf_zip.methods import Merged, Runtime
+from hf_zip.method import Merged, Runtime
 from hf_zip.modeling import HfZipMultiHeadConfig, HfZipMultiHeadModel
 from hf_zip.recipe import Unmerge
 from hf_zip.refit import regress

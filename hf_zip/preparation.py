@@ -18,13 +18,8 @@ from hf_zip.groups import blocks
 from hf_zip.headless import headless, heads_apart
 from hf_zip.kinds import has_labels, head_kind
 from hf_zip.learned import learned
-from hf_zip.methods import (
-    MergeInputs,
-    MergeMethod,
-    Runtime,
-    elementwise_methods,
-    methods,
-)
+from hf_zip.method import MergeInputs, MergeMethod, Runtime
+from hf_zip.methods import elementwise_methods, methods
 from hf_zip.partial import check_partial
 from hf_zip.plain import build
 from hf_zip.preflight import Preflight, preflight, render

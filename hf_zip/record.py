@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_zip.card import render_card
 from hf_zip.depth import Assembled
-from hf_zip.methods import Merged, MergeMethod
+from hf_zip.method import Merged, MergeMethod
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Recipe, Unmerge
 from hf_zip.report import REPORT_NAME, MethodRecord, Report, SourceRecord, TaskRecord, versions

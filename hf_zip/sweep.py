@@ -15,7 +15,8 @@ from hf_zip.errors import HfZipError
 from hf_zip.evaluate import Evaluation, Row
 from hf_zip.execution import build_model, run_method
 from hf_zip.groups import blocks
-from hf_zip.methods import MergeMethod, method_named
+from hf_zip.method import MergeMethod
+from hf_zip.methods import method_named
 from hf_zip.partial import check_partial
 from hf_zip.plain import build
 from hf_zip.preparation import Prepared, check_needs, prepare, resolve_unmerge

@@ -10,7 +10,7 @@ from hf_zip.assemble import load_parameters
 from hf_zip.collect import Observation, collect
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, base_name
-from hf_zip.methods import Runtime
+from hf_zip.method import Runtime
 from hf_zip.modeling import HfZipForImageClassification
 from hf_zip.refit import regress
 from hf_zip.statistics.covariance import Covariance

@@ -15,7 +15,8 @@ from hf_zip.catalogue import CLASSES
 from hf_zip.errors import HfZipError
 from hf_zip.inspection import describe
 from hf_zip.learned import learned
-from hf_zip.methods import Runtime, methods
+from hf_zip.method import Runtime
+from hf_zip.methods import methods
 from hf_zip.preflight import preflight
 from hf_zip.sources import from_model
 from hf_zip.task_head import task_heads

@@ -13,7 +13,8 @@ import hf_zip
 from hf_zip.adapters import adapters
 from hf_zip.errors import HfZipError
 from hf_zip.merged import for_task
-from hf_zip.methods import WeightOptions, method_named, methods
+from hf_zip.method import WeightOptions
+from hf_zip.methods import method_named, methods
 from hf_zip.partial import assemble_partial
 from hf_zip.recipe import Recipe
 from hf_zip.sources import Source

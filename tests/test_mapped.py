@@ -9,13 +9,14 @@ import torch
 import hf_zip
 from hf_zip.adapters import adapter_for, adapter_of, adapters
 from hf_zip.align import shares, side_by_side
+from hf_zip.aligned import merge_aligned
 from hf_zip.canonical import canonical
 from hf_zip.collect import observe
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, blocks, merge_groups
 from hf_zip.match import Matching
 from hf_zip.matching.merge_map import MergeMap
-from hf_zip.methods import MergeInputs, Runtime, merge_aligned
+from hf_zip.method import MergeInputs, Runtime
 from hf_zip.refit.mapped import merged_shape, refit_mapped
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.walk import RidgeOptions

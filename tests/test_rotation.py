@@ -24,7 +24,8 @@ from hf_zip.matching.rotation import (
     match_rotation,
     procrustes,
 )
-from hf_zip.methods import MergeInputs, Runtime, WeightOptions, method_named
+from hf_zip.method import MergeInputs, Runtime, WeightOptions
+from hf_zip.methods import method_named
 from hf_zip.methods.rotate import RotateOptions, run
 from hf_zip.preparation import covariances
 from tests.models import images, random_permutations, randomise, rows, vit, with_parameters

@@ -2,16 +2,9 @@
 
 from dataclasses import dataclass
 
+from hf_zip.aligned import Refit, merge_aligned
 from hf_zip.match import Matching
-from hf_zip.methods import (
-    Merged,
-    MergeInputs,
-    MergeMethod,
-    Refit,
-    Requires,
-    WeightOptions,
-    merge_aligned,
-)
+from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from hf_zip.aligned import Refit, merge_aligned
 from hf_zip.canonical import canonical, canonical_entries
 from hf_zip.groups import MergeGroup, merge_groups
 from hf_zip.match import Covariances, Matching, Plan, match, matched_correlation
@@ -17,15 +18,7 @@ from hf_zip.matching.rotation import (
     match_head_rotations,
     match_rotation,
 )
-from hf_zip.methods import (
-    Merged,
-    MergeInputs,
-    MergeMethod,
-    Refit,
-    Requires,
-    WeightOptions,
-    merge_aligned,
-)
+from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
 
 How = Literal["rotate", "permute", "identity"]
 

@@ -1,6 +1,6 @@
 """ZipFit: the streams are mapped to one, then every layer is refitted in closed form."""
 
-from hf_zip.methods import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
 from hf_zip.refit.post_norm import zipfit_post_norm
 from hf_zip.refit.zipfit import FitOptions, zipfit
 

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from hf_zip.aligned import Refit, merge_aligned
 from hf_zip.errors import HfZipError
 from hf_zip.match import How, Plan, match
-from hf_zip.methods import Merged, MergeInputs, MergeMethod, Refit, Requires, merge_aligned
+from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,193 @@
+"""What a merge method is: what it needs, what it works on, and what it returns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_zip.adapters import Adapter
+from hf_zip.align import State
+from hf_zip.canonical import check_canonical, obstacle
+from hf_zip.errors import HfZipError
+from hf_zip.groups import MergeGroup
+from hf_zip.refit.post_norm import check_post_norm, post_norm_obstacle
+
+
+@dataclass(frozen=True)
+class Requires:
+    """What a method needs beside the models.
+
+    Args:
+        base: A common base model.
+        calibration: Unlabelled inputs.
+        covariances: The covariance of every merge group on them.
+        shared_init: Models that were fine-tuned from one initialisation.
+        canonical: Models that have a canonical form, `hf_zip.canonical`.
+        rotated: Streams that can be rotated in it without loss.
+        or_post_norm: Post-norm models, which have none, will do as well.
+        plain_scores: Attention that adds nothing to the products of queries and keys.
+        elementwise: Nothing but parameters of the same names and shapes, so that models of any
+            class will do, with a table of their family or without.
+    """
+
+    base: bool = False
+    calibration: bool = False
+    covariances: bool = False
+    shared_init: bool = False
+    canonical: bool = False
+    rotated: bool = False
+    or_post_norm: bool = False
+    plain_scores: bool = False
+    elementwise: bool = False
+
+    def form_obstacle(self, adapter: Adapter) -> str:
+        """Returns why a family's models lack the form that is needed; nothing if they have it."""
+        if self.or_post_norm and not adapter.pre_norm:
+            return post_norm_obstacle(adapter)
+        return obstacle(adapter, self.rotated) if self.canonical else ""
+
+    def check_form(self, adapter: Adapter) -> None:
+        """Checks that a family's models have the form that is needed.
+
+        Raises:
+            HfZipError: They have not.
+        """
+        if self.or_post_norm and not adapter.pre_norm:
+            check_post_norm(adapter)
+        elif self.canonical:
+            check_canonical(adapter, self.rotated)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """For methods that run the models themselves.
+
+    Args:
+        models: The sources; they are to be left unchanged.
+        table: Their family's table; nothing for models that only elementwise methods merge.
+        calibration: A map-style data set of keyword arguments for the models, if there is one.
+        batch_size: Inputs per forward.
+        accelerator: The `accelerate.Accelerator` to run under.
+        progress: Show progress bars, on the main process.
+    """
+
+    models: tuple[PreTrainedModel, ...]
+    table: Adapter | None
+    calibration: Any
+    batch_size: int
+    accelerator: Any
+    progress: bool
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """Arguments by name of whatever runs the models."""
+        return {
+            "batch_size": self.batch_size,
+            "accelerator": self.accelerator,
+            "progress": self.progress,
+        }
+
+    @property
+    def adapter(self) -> Adapter:
+        """The table, for what cannot do without.
+
+        Raises:
+            HfZipError: There is none.
+        """
+        if self.table is None:
+            raise HfZipError(
+                f"{type(self.models[0]).__name__} has no table that says what its features and "
+                "blocks are, so they cannot be shared in part, swept over or fitted anew"
+            )
+        return self.table
+
+
+@dataclass(frozen=True)
+class MergeInputs:
+    """What a method works on.
+
+    Args:
+        states: Parameters of each model by name, each tied parameter once, and running statistics.
+        groups: The merge groups of the architecture; none for models without a table.
+        heads: Names of the linear layers that make a task head; they are never averaged here.
+        runtime: The models themselves and what they run on.
+        covariances: For every group name, one covariance per tap over the features of all models
+            side by side; empty unless the method requires calibration.
+        model_options: The options of each model.
+    """
+
+    states: tuple[State, ...]
+    groups: tuple[MergeGroup, ...]
+    heads: tuple[str, ...]
+    runtime: Runtime
+    covariances: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    model_options: tuple[Any, ...] = ()
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Share of each model in a mean, for methods whose models have `WeightOptions`."""
+        return tuple(options.weight for options in self.model_options)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The result of a method, before it is put together as a model.
+
+    Args:
+        state: Shared parameters by name, heads left out.
+        heads: For each source its head's parameters, rewritten to read the merged features.
+        provenance: What the method found, as plain values for the report.
+        config: Entries of the config that differ from the sources'.
+        aligned: Each source's parameters, heads included, rewritten in the merged features; nothing
+            for a method that has no such maps. They go with `config`, as the merged ones do.
+    """
+
+    state: dict[str, Tensor]
+    heads: tuple[dict[str, Tensor], ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    aligned: tuple[State, ...] = ()
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """A method, or its models, without options."""
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """Options of one model.
+
+    Args:
+        weight: Share of this model in the mean; the weights are divided by their sum.
+    """
+
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """One way to merge.
+
+    Args:
+        name: What a recipe calls it.
+        title: One line for tables and cards.
+        reference: The paper, as a link; empty where there is none.
+        requires: What it needs.
+        run: Merges.
+        options: A frozen dataclass of the method's options, with their defaults.
+        model_options: The same for the options that each model may have.
+        exact: Whether it only moves features, by permutations or rotations: then each of
+            `Merged.aligned` computes what its source does.
+    """
+
+    name: str
+    title: str
+    reference: str
+    requires: Requires
+    run: Callable[[MergeInputs, Any], Merged]
+    options: type = NoOptions
+    model_options: type = NoOptions
+    exact: bool = False
