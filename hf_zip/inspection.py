@@ -5,6 +5,7 @@ from itertools import groupby
 
 from torch import nn
 
+from hf_zip.arrangement import arrange_heads, trunks_of
 from hf_zip.assemble import CONFIG_KEY, merge_record
 from hf_zip.cost import parameters
 from hf_zip.errors import first_few
@@ -17,8 +18,7 @@ from hf_zip.recipe import ModelSpec
 from hf_zip.sources import Source, load_sources
 from hf_zip.support import support
 from hf_zip.tables import amount
-from hf_zip.task_head import task_heads
-from hf_zip.tasks import labels_of, resolve_tasks
+from hf_zip.tasks import labels_of
 
 
 def describe(references: Sequence[str]) -> str:
@@ -38,8 +38,10 @@ def describe(references: Sequence[str]) -> str:
     sources = load_sources([ModelSpec(reference) for reference in references])
     lines = [line for source in sources for line in _source_lines(source)]
     first = sources[0].model
-    known, heads = support(first), task_heads(first)
-    lines += ["", f"task head of {type(first).__name__}: {', '.join(heads) or 'none'}"]
+    known, trunks = support(first), trunks_of(sources)
+    heads, tasks = arrange_heads(sources, "apart")
+    kept = ", ".join(heads) or ("none" if trunks is sources else "stays apart")
+    lines += ["", f"task head of {type(first).__name__}: {kept}"]
     if known.groups:
         lines += [f"merge groups of {type(first).__name__}:", *_group_lines(known.groups)]
     else:
@@ -48,8 +50,7 @@ def describe(references: Sequence[str]) -> str:
             f"merged by {elementwise_methods()}"
         )
     if len(sources) > 1:
-        tasks = resolve_tasks(sources) if heads else ()
-        lines += ["", render(preflight(sources, tasks, force=True))]
+        lines += ["", render(preflight(trunks, tasks, force=True))]
     return "\n".join(lines)
 
 

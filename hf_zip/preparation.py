@@ -1,7 +1,7 @@
 """A request → sources fit to be merged, and what every method works on."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from hf_zip.accuracy import check_apart
 from hf_zip.adapters import Adapter
+from hf_zip.arrangement import arrange_heads, trunks_of
 from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import description_of
 from hf_zip.groups import blocks
-from hf_zip.headless import headless, heads_apart
-from hf_zip.kinds import has_labels, head_kind
+from hf_zip.headless import heads_apart
 from hf_zip.learned import learned
 from hf_zip.method import MergeInputs, MergeMethod, Runtime
 from hf_zip.methods import elementwise_methods, methods
@@ -29,8 +29,7 @@ from hf_zip.request import Request
 from hf_zip.sources import Source
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.support import Support, support
-from hf_zip.task_head import task_heads
-from hf_zip.tasks import Task, resolve_tasks, separate_tasks
+from hf_zip.tasks import Task
 from hf_zip.vocabulary import in_one_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -134,22 +133,13 @@ def prepare(
         for i, spec in enumerate(recipe.models)
     )
     sources = request.load_sources()
-    apart = heads_apart(sources)
-    trunks = tuple(map(headless, sources)) if apart else sources
-    known = support(trunks[0].model)
+    known = support(trunks_of(sources)[0].model)
     _check_supported(method, recipe, known)
     if known.adapter is not None:
         method.requires.check_form(known.adapter)
-    heads = () if apart else task_heads(sources[0].model)
-    tasks: tuple[Task, ...] = ()
-    if apart:
-        tasks = separate_tasks(sources)
-    else:
-        _check_rows(sources)
-        if heads or _share_a_head(sources):
-            tasks = resolve_tasks(sources, recipe.labels)
+    heads, tasks = arrange_heads(sources, recipe.labels)
     findings = preflight(
-        trunks,
+        trunks_of(sources),
         tasks,
         needs_shared_init=method.requires.shared_init,
         method=method.name,
@@ -158,7 +148,7 @@ def prepare(
     if accelerator.is_main_process:
         logger.info("%s", render(findings))
     sources = in_one_vocabulary(sources)
-    trunks = tuple(map(headless, sources)) if apart else sources
+    trunks = trunks_of(sources)
     if known.adapter is not None:
         if method.requires.plain_scores:
             check_scores(trunks[0].model, known.adapter)
@@ -186,7 +176,7 @@ def prepare(
         ),
         evaluation=evaluation,
         validation=validation,
-        apart=apart,
+        apart=heads_apart(sources),
     )
 
 
@@ -225,30 +215,6 @@ def _check_supported(method: MergeMethod, recipe: Recipe, known: Support) -> Non
             f"stop_at is {recipe.stop_at}, but which blocks could be shared is not known: "
             f"{known.obstacle}. Leave stop_at out to share all"
         )
-
-
-def _check_rows(sources: Sequence[Source]) -> None:
-    for source in sources:
-        labels, name = source.model.config.num_labels, type(source.model).__name__
-        for head in task_heads(source.model):
-            rows = source.model.get_submodule(head).out_features
-            if head_kind(source.model) == "other":
-                raise HfZipError(
-                    f"{source.reference!r} is a {name}, whose head is not supported: its rows are "
-                    "no labels of a task. Supported are heads of sequence, image and token "
-                    "classification, regression, question answering and masked language models, "
-                    "and models without a head"
-                )
-            if rows != labels:
-                raise HfZipError(
-                    f"{head} of {source.reference!r} has {rows} rows, but its config names "
-                    f"{labels} labels; only heads with one row per label can be merged"
-                )
-
-
-def _share_a_head(sources: Sequence[Source]) -> bool:
-    """Tells whether the models answer questions by heads that are merged with their trunks."""
-    return not any(has_labels(head_kind(source.model)) for source in sources)
 
 
 def _by_accuracy(recipe: Recipe) -> bool:

@@ -308,3 +308,12 @@ def test_every_task_is_measured_in_its_own_way():
         "one trunk (model_0)",
         "one trunk (model_1)",
     ]
+
+
+def test_inspect_shows_whether_models_with_heads_of_several_kinds_fit(parents, tmp_path):
+    for name, model in zip(HEADS, parents[:2], strict=False):
+        model.save_pretrained(tmp_path / name)
+    shown = describe([str(tmp_path / "topic"), str(tmp_path / "tags")])
+    assert "task head of BertForSequenceClassification: stays apart" in shown
+    assert "task 'tags': 5 labels of tags" in shown
+    assert "initialisation: different" in shown
