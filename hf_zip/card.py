@@ -38,6 +38,12 @@ _KINDS: dict[Kind, str] = {
     "ensemble's logits on the calibration inputs, without labels",
     "merge": "the merged model",
 }
+# What they are where the heads stay apart.
+_APART: dict[Kind, str] = {
+    "ensemble": "every source runs on every input, and answers its own task",
+    "average": "the mean of the sources' trunks, with their heads as in the merge",
+    "control": "one source's trunk as it is, with all heads as in the merge",
+}
 
 
 def render_card(report: Report, repo_id: str | None = None) -> str:
@@ -74,7 +80,7 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             table=markdown_table(report.evaluation) if report.evaluation else None,
             kinds={
                 kind: meaning
-                for kind, meaning in _KINDS.items()
+                for kind, meaning in {**_KINDS, **(_APART if several else {})}.items()
                 if report.evaluation and report.evaluation.of_kind(kind)
             },
             merge=last_row(report.evaluation, "merge"),

@@ -12,6 +12,7 @@ from transformers import AutoModel, Trainer, TrainingArguments, pipeline
 
 import hf_zip
 from hf_zip.adapters import adapter_for
+from hf_zip.card import render_card
 from hf_zip.errors import HfZipError
 from hf_zip.inspection import describe
 from hf_zip.merged import for_task, is_of_own_class, load_merge
@@ -295,8 +296,12 @@ def labelled(model, count=12, seed=5):
 def test_every_task_is_measured_in_its_own_way():
     models = same_trunk([with_head("ForSequenceClassification"), with_head(HEADS["tags"], 1)])
     data = {task: labelled(model) for task, model in zip(HEADS, models, strict=False)}
-    found = merge(models, "permute", evaluation=data).report.evaluation
+    report = merge(models, "permute", evaluation=data).report
+    found = report.evaluation
     rows = {row.name: row for row in found.rows}
+    card = render_card(report)
+    assert "control: one source's trunk as it is, with all heads as in the merge" in card
+    assert "tags (token accuracy)" in card
     assert rows["model_0"].per_task["topic"] == 0.5
     assert rows["ensemble"].per_task["topic"] == 0.5
     assert 0.3 < rows["ensemble"].per_task["tags"] < 0.7
