@@ -5,7 +5,7 @@ run over every entry and decide whether its table is right.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -93,6 +93,7 @@ class Adapter:
         output: See `query`.
         mlp_in: First linear layer of the MLP.
         mlp_out: Second linear layer of the MLP.
+        widths: Entries of the config that say how wide the stream is, beside `hidden_size`.
         units: Entry of the config that says how many hidden units the MLP has.
         score_biases: Parameters that add to the scores of each head, and the dimension that runs
             over the heads.
@@ -137,6 +138,7 @@ class Adapter:
     output: str = ""
     mlp_in: str = ""
     mlp_out: str = ""
+    widths: tuple[str, ...] = ()
     units: str = "intermediate_size"
     score_biases: Mapping[str, int] = field(default_factory=dict)
     block_norms: tuple[str, ...] = ()
@@ -166,13 +168,20 @@ def family(config: PretrainedConfig) -> str:
 def adapter_of(model: PreTrainedModel) -> Adapter:
     """Returns the table that describes a model: of a family with towers, that of its only one.
 
+    A model whose embeddings are as wide as its stream has no projection, and neither has its table.
+
     Raises:
         HfZipError: No family has a table for it.
     """
     adapter = adapter_for(family(model.config))
     modules = dict(model.named_children())
     present = [tower for tower in adapter.towers.values() if tower.base in modules]
-    return present[0] if len(present) == 1 else adapter
+    if len(present) == 1:
+        return present[0]
+    projection = adapter.embedding_projection
+    if projection and not any(n.endswith(projection) for n, _ in model.named_modules()):
+        return replace(adapter, embedding_projection="")
+    return adapter
 
 
 def table_of(model_type: str) -> Adapter | None:

@@ -28,6 +28,7 @@ ENTRY = replace(
     model_types=("electra",),
     example=example,
     embedding_projection="embeddings_project",
+    widths=("embedding_size",),  # only where the embeddings are not projected are they fitted
     poolers=(
         Pooler("classifier.dense", readers=("classifier.out_proj",)),
         Pooler("sequence_summary.summary", readers=("classifier",)),

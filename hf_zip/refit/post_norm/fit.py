@@ -81,6 +81,7 @@ def zipfit_post_norm(
     basis = choose_basis(found.moment, plains, len(teachers), shape.width)
     config: dict[str, Any] = shape.config()
     config[adapter.units] = config.pop("intermediate_size")
+    config |= dict.fromkeys(adapter.widths, shape.width)
     student = plain_student(teachers[0], adapter, config)
     if basis.own:
         _keep_norms(student, teachers[0], norms)
