@@ -134,7 +134,7 @@ def prepare(
     )
     sources = request.load_sources()
     known = support(trunks_of(sources)[0].model)
-    _check_supported(method, recipe, known)
+    _check_supported(method, recipe, known, heads_apart(sources))
     if known.adapter is not None:
         method.requires.check_form(known.adapter)
     heads, tasks = arrange_heads(sources, recipe.labels)
@@ -201,7 +201,7 @@ def covariances(inputs: MergeInputs) -> dict[str, tuple[torch.Tensor, ...]]:
     return by_group
 
 
-def _check_supported(method: MergeMethod, recipe: Recipe, known: Support) -> None:
+def _check_supported(method: MergeMethod, recipe: Recipe, known: Support, apart: bool) -> None:
     """Checks that models without a table are asked for nothing that needs one."""
     if known.adapter is not None:
         return
@@ -209,6 +209,11 @@ def _check_supported(method: MergeMethod, recipe: Recipe, known: Support) -> Non
         raise HfZipError(
             f"{method.name!r} does not support these models: {known.obstacle}. Without a table, "
             f"models of any class are merged by {elementwise_methods()}"
+        )
+    if apart:
+        raise HfZipError(
+            "the heads of these models stay apart, and where a head of theirs begins is not known: "
+            f"{known.obstacle}. Merge models whose heads answer one kind of question"
         )
     if recipe.stop_at is not None:
         raise HfZipError(

@@ -277,6 +277,20 @@ def test_what_does_not_fit_is_refused(parents):
         merge(parents, calibration=None, unmerge="ridge")
     with pytest.raises(HfZipError, match="leave stop_at out"):
         merge(parents, "permute", stop_at=1)
+    config = transformers.AlbertConfig(
+        vocab_size=17,
+        hidden_size=12,
+        embedding_size=8,
+        num_attention_heads=3,
+        num_hidden_layers=1,
+        intermediate_size=8,
+    )
+    classes = (
+        transformers.AlbertForSequenceClassification,
+        transformers.AlbertForTokenClassification,
+    )
+    with pytest.raises(HfZipError, match="where a head of theirs begins is not known: models of"):
+        hf_zip.merge([cls(config) for cls in classes], method="average")
     wider = with_head("ForTokenClassification", hidden_size=24)
     with pytest.raises(HfZipError, match="differ in hidden_size"):
         merge([parents[0], wider])
