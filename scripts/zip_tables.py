@@ -61,7 +61,11 @@ def accuracy_table(
     tasks = list(measured[0][0]["per_task"])
     titles = [head, *tasks, "mean", "joint", "parameters", *(["seconds"] if groups else [])]
     lines = [line(titles), line(["---", *["---:"] * (len(titles) - 1)])]
-    for rows in zip(*measured, strict=True):
+    by_name = [{row["name"]: row for row in rows} for rows in measured]
+    for name in by_name[0]:
+        if not all(name in rows for rows in by_name):
+            continue  # added while other groups are yet to be measured
+        rows = [found[name] for found in by_name]
         made = [group["merges"].get(rows[0]["name"]) for group in groups]
         seconds = f"{mean(m['seconds'] for m in made):.1f}" if made and all(made) else ""
         cells = [spread(values) for values in zip(*map(accuracies, rows), strict=True)]
