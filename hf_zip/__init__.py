@@ -20,6 +20,7 @@ _HOMES = {
     "merge": "hf_zip.pipeline",
     "reevaluate": "hf_zip.pipeline",
     "for_task": "hf_zip.merged",
+    "zero_shot_classifier": "hf_zip.zero_shot",
 }
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "for_task",
     "merge",
     "reevaluate",
+    "zero_shot_classifier",
 ]
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from hf_zip.merged import for_task
     from hf_zip.pipeline import MergeResult, merge, reevaluate
     from hf_zip.recipe import CalibrationSpec, EvaluationSpec, ModelSpec, Recipe
+    from hf_zip.zero_shot import zero_shot_classifier
 
 
 def __getattr__(name: str) -> Any:

@@ -197,6 +197,24 @@ def inspect(
     typer.echo(describe(models))
 
 
+@app.command(name="zero-shot")
+def zero_shot(
+    model: Annotated[str, typer.Argument(help="Local folder or Hub id of a CLIP.")],
+    labels: Annotated[str, typer.Option(metavar="A,B,C", help="Names of the classes.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="What is said of a class, {} for its name; repeat to take the mean."),
+    ] = None,
+) -> None:
+    """Write the image classifier that a CLIP is for some classes, so that it can be merged."""
+    from hf_zip.zero_shot import TEMPLATE, write_zero_shot
+
+    names = [name.strip() for name in labels.split(",")]
+    write_zero_shot(model, names, out, template or TEMPLATE)
+    typer.echo(f"wrote {out}")
+
+
 @app.command()
 def methods() -> None:
     """List the merge methods and their options."""

@@ -7,8 +7,10 @@ loads without hf_zip through `trust_remote_code=True`.
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from hf_zip.modeling.configuration_hf_zip import HfZipConfig
+from hf_zip.modeling.configuration_hf_zip_clip import HfZipClipConfig
 from hf_zip.modeling.configuration_hf_zip_multi_head import HfZipMultiHeadConfig
 from hf_zip.modeling.modeling_hf_zip import HfZipForImageClassification
+from hf_zip.modeling.modeling_hf_zip_clip import HfZipClipForImageClassification
 from hf_zip.modeling.modeling_hf_zip_multi_head import HfZipMultiHeadModel
 
 AutoConfig.register(HfZipConfig.model_type, HfZipConfig, exist_ok=True)
@@ -16,10 +18,18 @@ AutoModel.register(HfZipConfig, HfZipForImageClassification, exist_ok=True)
 AutoModelForImageClassification.register(HfZipConfig, HfZipForImageClassification, exist_ok=True)
 AutoConfig.register(HfZipMultiHeadConfig.model_type, HfZipMultiHeadConfig, exist_ok=True)
 AutoModel.register(HfZipMultiHeadConfig, HfZipMultiHeadModel, exist_ok=True)
+AutoConfig.register(HfZipClipConfig.model_type, HfZipClipConfig, exist_ok=True)
+AutoModel.register(HfZipClipConfig, HfZipClipForImageClassification, exist_ok=True)
+AutoModelForImageClassification.register(
+    HfZipClipConfig, HfZipClipForImageClassification, exist_ok=True
+)
 HfZipForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 HfZipMultiHeadModel.register_for_auto_class("AutoModel")
+HfZipClipForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
 __all__ = [
+    "HfZipClipConfig",
+    "HfZipClipForImageClassification",
     "HfZipConfig",
     "HfZipForImageClassification",
     "HfZipMultiHeadConfig",
