@@ -101,7 +101,7 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             heads_read=_heads(report.recipe),
             takes_texts="Tokenizer" in (report.processor or ""),
             tails=_tails(report.recipe),
-            trust=", trust_remote_code=True" if partial or several else "",
+            trust=", trust_remote_code=True" if report.architecture.startswith("HfZip") else "",
         )
     )
 

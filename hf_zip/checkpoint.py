@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from hf_zip.errors import HfZipError, first_few, first_line
-from hf_zip.modeling import HfZipConfig, HfZipMultiHeadConfig
+from hf_zip.modeling import HfZipClipForImageClassification, HfZipConfig, HfZipMultiHeadConfig
 
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
@@ -89,7 +89,7 @@ def load_model(
         dtype: Precision of the parameters; "auto" is that of the files.
 
     Raises:
-        HfZipError: The class is not one of transformers', or a weight is missing, left over, of
+        HfZipError: The class is none that can be merged, or a weight is missing, left over, of
             another shape or not finite.
     """
     cls = _model_class(folder / "config.json", reference)
@@ -140,7 +140,8 @@ def _model_class(path: Path, reference: str) -> Any:
             f"{reference!r}: config.json should name one model class under 'architectures', not "
             f"{names!r}; save the model again with save_pretrained"
         )
-    cls = getattr(transformers, names[0], None)
+    own = HfZipClipForImageClassification
+    cls = own if names[0] == own.__name__ else getattr(transformers, names[0], None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         if config.get("model_type") in _OWN:
             raise HfZipError(

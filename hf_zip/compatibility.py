@@ -30,6 +30,7 @@ _SHAPES = (
     "vocab_size",
     "max_position_embeddings",
     "type_vocab_size",
+    "spaces",
 )
 # Used in training only, or by heads that are not merged. So is everything with "drop" in its name.
 _WITHOUT_EFFECT = (

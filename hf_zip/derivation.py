@@ -194,6 +194,7 @@ def _poolers(names: Names) -> Iterator[MergeGroup]:
                 taps=(Tap(dense, "output"),),
                 writers=tuple(a for name in (dense, *norms) for a in _written(names, name)),
                 readers=tuple(axis for name in readers for axis in _read(names, name)),
+                num_heads=getattr(names.model.config, pooler.spaces) if pooler.spaces else 1,
             )
 
 

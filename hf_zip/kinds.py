@@ -6,6 +6,8 @@ from typing import Any, Literal
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from hf_zip.modeling import HfZipClipConfig, HfZipClipForImageClassification
+
 Kind = Literal[
     "classification",
     "multi-label-classification",
@@ -33,6 +35,7 @@ _BY_MAPPING: Mapping[Kind, tuple[Mapping[str, Any], ...]] = {
         modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+        {HfZipClipConfig.model_type: HfZipClipForImageClassification.__name__},
     ),
     "token-classification": (
         modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,

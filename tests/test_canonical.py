@@ -24,8 +24,8 @@ EXAMPLES = {
     ),
 }
 every_example = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
-# Of CLIP the normalisation of the embeddings stays, and the mean that its head reads.
-CENTRED = {name: example for name, example in EXAMPLES.items() if name != "clip_vision"}
+# Of CLIP the normalisation of the embeddings stays, and where its head reads it, the mean.
+CENTRED = {name: example for name, example in EXAMPLES.items() if not name.startswith("clip")}
 every_centred = pytest.mark.parametrize("example", CENTRED.values(), ids=CENTRED)
 
 

@@ -25,11 +25,15 @@ class Pooler:
         readers: Linear layers that read its features where a model has it, and otherwise the
             stream. In a model with none of them, its features are outputs and stay put.
         norms: Normalisations of its features.
+        spaces: Entry of the config that counts the equal parts of its features that do not mix on
+            their way to the readers; then a fit of all layers may put those of all models side by
+            side. Left out, they are one.
     """
 
     dense: str
     readers: tuple[str, ...]
     norms: tuple[str, ...] = ()
+    spaces: str = ""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,9 @@ def refit_mapped(
     )
     groups_of = dict(zip(setting.layers, zip(*inner, strict=True), strict=True))
     shape, matrix = merged_shape(groups, maps), maps_of(stream)
-    if not adapter.raw_head:  # which reads the mean over features, unlike LayerNorm
+    # A head that reads the stream as it is reads the mean over features, unlike LayerNorm; and a
+    # normalisation of the embeddings, feature by feature, could not give what lacks it.
+    if not (adapter.raw_head or adapter.embedding_norms):
         matrix = matrix - matrix.mean(dim=0)
     return fit_model(
         setting,

@@ -1,4 +1,4 @@
-"""The task heads of the merged model, regressed to the teachers' logits."""
+"""What the merged model makes of its stream after the blocks, regressed to what the teachers do."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.collect import in_place_of_blocks, observe
 from hf_zip.groups import Tap, base_name, head_names
+from hf_zip.names import Names
 from hf_zip.refit.moments import RegressionMoments
-from hf_zip.refit.work import Work
+from hf_zip.refit.work import Work, set_linear
 
 
 def fit_readout(
@@ -20,7 +21,9 @@ def fit_readout(
 ) -> tuple[dict[str, Tensor], ...]:
     """Returns for each teacher the parameters of a head on the merged features, if it has one.
 
-    The heads are fitted to the teachers' logits on what the merged model's head reads. What comes
+    The heads are fitted to the teachers' logits on what the merged model's head reads. Where a
+    layer before them keeps the features of all models in spaces of their own, that layer is fitted
+    instead, to what the teachers' give, and each head reads its own spaces as it did. What comes
     after the blocks is run on the streams as they are held, so that no block runs again.
 
     Args:
@@ -29,9 +32,11 @@ def fit_readout(
         loader: The batches of this process, in the order in which their streams are held.
         penalty: Ridge of the fits.
     """
-    names, count = head_names(work.student, adapter), len(work.teachers)
-    if not names:
+    heads, count = head_names(work.student, adapter), len(work.teachers)
+    if not heads:
         return tuple({} for _ in work.teachers)
+    dense, _ = _layer_of_spaces(work.student, adapter)
+    names = (dense,) if dense else heads
     layers = base_name(work.student, adapter, adapter.layers)
     inputs = [Tap(name, "input") for name in names]
     outputs = [Tap(name, "output") for name in names]
@@ -58,7 +63,47 @@ def fit_readout(
             sums[place.module].update(read[place], wanted)
 
     fits = {name: work.reduced(sums[name]).moments().fit(penalty) for name in names}
+    if dense:
+        set_linear(work.student.get_submodule(dense), *fits[dense])
+        return _in_own_spaces(work.teachers, heads)
     return split_heads(fits, sizes, work.student.dtype)
+
+
+def spaces_side_by_side(teachers: Sequence[PreTrainedModel], adapter: Adapter) -> dict[str, int]:
+    """Returns the entry of the config that counts the spaces of all models; none without any.
+
+    Args:
+        teachers: The models.
+        adapter: Their family's table.
+    """
+    _, entry = _layer_of_spaces(teachers[0], adapter)
+    return {entry: sum(getattr(model.config, entry) for model in teachers)} if entry else {}
+
+
+def _layer_of_spaces(model: PreTrainedModel, adapter: Adapter) -> tuple[str, str]:
+    """The linear layer whose features are in spaces, and what counts these; empty without one."""
+    names = Names(model, adapter)
+    for pooler in adapter.poolers:
+        for dense in names.linears(pooler.dense) if pooler.spaces else ():
+            return dense, pooler.spaces
+    return "", ""
+
+
+def _in_own_spaces(
+    teachers: Sequence[PreTrainedModel], heads: Sequence[str]
+) -> tuple[dict[str, Tensor], ...]:
+    """The teachers' heads, reading nothing of one another's spaces, on the CPU."""
+    found: list[dict[str, Tensor]] = []
+    for position, teacher in enumerate(teachers):
+        own = {}
+        for name in heads:
+            weight = teacher.get_parameter(f"{name}.weight")
+            parts = [torch.zeros_like(weight) for _ in teachers]
+            parts[position] = weight
+            own[f"{name}.weight"] = torch.cat(parts, dim=1).cpu()
+            own[f"{name}.bias"] = teacher.get_parameter(f"{name}.bias").cpu()
+        found.append(own)
+    return tuple(found)
 
 
 def split_heads(

@@ -30,7 +30,7 @@ from hf_zip.names import config_of
 from hf_zip.refit.embeddings import hold_embeddings, set_embeddings
 from hf_zip.refit.head import trunk_of
 from hf_zip.refit.held import Held
-from hf_zip.refit.readout import fit_readout
+from hf_zip.refit.readout import fit_readout, spaces_side_by_side
 from hf_zip.refit.shape import Shape
 from hf_zip.refit.work import Work
 
@@ -182,7 +182,11 @@ def check_outputs(model: PreTrainedModel, adapter: Adapter) -> None:
         HfZipError: Something does.
     """
     heads = head_names(model, adapter)
-    feeding = [pooler.dense for pooler in adapter.poolers if set(pooler.readers) & set(heads)]
+    feeding = [
+        pooler.dense
+        for pooler in adapter.poolers
+        if set(pooler.readers) & set(heads) and (pooler.spaces or not adapter.pre_norm)
+    ]
     # Beside a head a pool is left out; without one it is what the model is for.
     pools = () if heads else attention_pool(model, adapter)
     for reader in (*outer_readers(model, adapter), *pools):
@@ -223,7 +227,8 @@ def fit_model(
     own = config_of(teachers[0], setting.layers[0].name)
     prefix = f"{adapter.config}." if hasattr(teachers[0].config, adapter.config) else ""
     sizes = {f"{prefix}{k}": value for k, value in shape.config().items() if hasattr(own, k)}
-    config = {**canonical_entries(teachers[0], adapter), **sizes}
+    spaces = spaces_side_by_side(teachers, adapter)
+    config = {**canonical_entries(teachers[0], adapter), **sizes, **spaces}
     student = plain_student(teachers[0], adapter, config)
     explained = set_embeddings(student, teachers, adapter, setting.loader, matrix, accelerator)
     with Held(options.memory, accelerator.device) as held:
