@@ -87,14 +87,16 @@ def run_merge(
     """
     inputs = calibration[merge.calibration][: samples * merge.samples]
     started = time.perf_counter()
-    blocks = sources[0].model.config.num_hidden_layers
+    stop_at = None
+    if merge.shared < 1:
+        stop_at = round(merge.shared * sources[0].model.config.num_hidden_layers)
     result = hf_zip.merge(
         [source.reference for source in sources],
         method=merge.method,
         tasks=[task.name for task in tasks],
         calibration=inputs,
         parameters=dict(merge.parameters),
-        stop_at=round(merge.shared * blocks),
+        stop_at=stop_at,
         unmerge=merge.unmerge,
         force=True,  # the plain average of different initialisations is one of the rows
         progress=False,

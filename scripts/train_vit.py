@@ -22,7 +22,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from training import add_setting, one_cycle, read_setting, split_validation, write_record
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import (
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
 
 _MODES = {1: "L", 3: "RGB"}
 
@@ -244,7 +249,7 @@ def train(images: Images, setting: Setting, seed: int) -> ViTForImageClassificat
 
 
 @torch.inference_mode()
-def accuracy(model: ViTForImageClassification, images: Images) -> float:
+def accuracy(model: PreTrainedModel, images: Images) -> float:
     """Returns the share of images that a model answers right, in [0, 1]."""
     right = 0
     for pixels, labels in zip(images.pixels.split(256), images.labels.split(256), strict=True):
