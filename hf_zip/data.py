@@ -96,7 +96,7 @@ def split_column(data: str) -> tuple[str, str | None]:
         ('org/images', 'picture')
     """
     found = _WITH_COLUMN.fullmatch(data)
-    if found is None or Path(data).expanduser().exists():
+    if found is None or _exists(data):
         return data, None
     return found["data"], found["column"]
 
@@ -104,7 +104,15 @@ def split_column(data: str) -> tuple[str, str | None]:
 def names_data(text: str) -> bool:
     """Tells whether a text is the name of data, rather than a text to run models on."""
     name, _ = split_column(text)
-    return Path(name).expanduser().exists() or Path(name).suffix in _BUILDERS
+    return _exists(name) or Path(name).suffix in _BUILDERS
+
+
+def _exists(name: str) -> bool:
+    """Tells whether there is a file or folder of a name, which may be a text that none could be."""
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def draw(count: int, available: int, seed: Sequence[int], name: str) -> list[int]:

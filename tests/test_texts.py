@@ -8,6 +8,7 @@ from transformers import RobertaConfig, RobertaModel
 
 from hf_zip.calibration import from_memory, labelled_from_memory, load_inputs, load_labelled
 from hf_zip.collect import collation
+from hf_zip.data import names_data
 from hf_zip.errors import HfZipError
 from hf_zip.images import ImageReader
 from hf_zip.recipe import CalibrationSpec, EvaluationSpec, Recipe
@@ -370,3 +371,10 @@ def test_texts_in_a_list_are_no_names_of_data(tmp_path):
     assert calibration("my texts.txt") is None
     (tmp_path / "my texts").mkdir()
     assert calibration(str(tmp_path / "my texts")) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["a long text " * 40, "a long : text " * 40, "~nobody said so", "a \0 in a text"]
+)
+def test_texts_that_no_file_could_be_called_are_no_names(text):
+    assert not names_data(text)
