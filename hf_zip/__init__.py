@@ -18,6 +18,7 @@ _HOMES = {
     "ModelSpec": "hf_zip.recipe",
     "Recipe": "hf_zip.recipe",
     "merge": "hf_zip.pipeline",
+    "push": "hf_zip.hub",
     "reevaluate": "hf_zip.pipeline",
     "for_task": "hf_zip.merged",
     "zero_shot_classifier": "hf_zip.zero_shot",
@@ -32,12 +33,14 @@ __all__ = [
     "Recipe",
     "for_task",
     "merge",
+    "push",
     "reevaluate",
     "zero_shot_classifier",
 ]
 
 if TYPE_CHECKING:
     from hf_zip.errors import HfZipError
+    from hf_zip.hub import push
     from hf_zip.merged import for_task
     from hf_zip.pipeline import MergeResult, merge, reevaluate
     from hf_zip.recipe import CalibrationSpec, EvaluationSpec, ModelSpec, Recipe

@@ -99,6 +99,10 @@ def merge(
     force: Annotated[
         bool, typer.Option("--force", help="Merge despite a finding that may be forced.")
     ] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(metavar="USER/REPO", help="Upload the written merge to the Hub; see push."),
+    ] = None,
 ) -> None:
     """Merge models and write one, with its report and card."""
     options = {
@@ -119,15 +123,21 @@ def merge(
 
     recipe = recipe_from(models, options).with_overrides(assignments or [])
 
+    from hf_zip.hub import Destination, check_login, upload
     from hf_zip.pipeline import merge as run
     from hf_zip.tables import table
 
+    destination = Destination(push_to_hub) if push_to_hub is not None else None
+    if destination is not None:
+        check_login(destination)
     result = run(recipe, out=out, force=force)
     if result is None or not result.is_main_process:
         return
     if result.report.evaluation is not None:
         typer.echo(table(result.report.evaluation))
     typer.echo(f"wrote {out}")
+    if destination is not None:
+        typer.echo(f"pushed to {upload(out, result.report, destination)}")
 
 
 @app.command()
@@ -253,6 +263,33 @@ def card(folder: Folder) -> None:
 
     write_text(folder / "README.md", render_card(read(folder)))
     typer.echo(f"wrote {folder / 'README.md'}")
+
+
+@app.command()
+def push(
+    folder: Folder,
+    repo_id: Annotated[str, typer.Argument(metavar="USER/REPO", help="Repository on the Hub.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Create it so that only you may see it.")
+    ] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to write to; the main one if left out.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="Access token; that of `hf auth login` if left out.")
+    ] = None,
+) -> None:
+    """Upload a merge to the Hub as one commit, after loading it again."""
+    from hf_zip.hub import push as run
+
+    address = run(
+        folder, repo_id, private=private, revision=revision, create_pr=create_pr, token=token
+    )
+    if address is not None:
+        typer.echo(f"pushed to {address}")
 
 
 def main() -> None:

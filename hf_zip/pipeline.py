@@ -1,5 +1,6 @@
 """The line from a recipe to a merged model, top to bottom."""
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from hf_zip.collect import make_accelerator
 from hf_zip.comparison import measure
 from hf_zip.errors import HfZipError
 from hf_zip.execution import assemble_merge, run_method
+from hf_zip.hub import Destination, upload
 from hf_zip.merged import for_task, load_merge
 from hf_zip.methods import method_named
 from hf_zip.plain import build, plain
@@ -51,6 +53,40 @@ class MergeResult:
         """
         if self.is_main_process:
             save_checked(self.model, folder, self.processor, file_texts(self.recipe, self.report))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> str | None:
+        """Uploads what `save_pretrained` writes as one commit, without local paths.
+
+        Args:
+            repo_id: The repository, `user/name`; see `hf_zip.push` for all arguments.
+            private: Whether only you may see it.
+            revision: The branch.
+            create_pr: Open a pull request instead.
+            token: Access token; left out, the stored one.
+            commit_message: First line of the commit.
+
+        Returns:
+            The address of the commit or of the pull request; nothing on other processes than the
+            main one.
+
+        Raises:
+            HfZipError: See `hf_zip.push`.
+        """
+        destination = Destination(repo_id, private, revision, create_pr, token, commit_message)
+        if not self.is_main_process:
+            return None
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "merged"
+            self.save_pretrained(folder)
+            return upload(folder, self.report, destination)
 
     def for_task(self, task: str) -> PreTrainedModel:
         """Returns a single-task model.

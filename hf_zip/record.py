@@ -9,6 +9,7 @@ from hf_zip.depth import Assembled
 from hf_zip.method import Merged, MergeMethod
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Recipe, Unmerge
+from hf_zip.redact import published
 from hf_zip.report import REPORT_NAME, MethodRecord, Report, SourceRecord, TaskRecord, versions
 from hf_zip.save import MARKER, write_text
 from hf_zip.sources import Source
@@ -92,6 +93,18 @@ def file_texts(recipe: Recipe, report: Report) -> dict[str, str]:
         REPORT_NAME: report.to_json(),
         "README.md": render_card(report),
     }
+
+
+def published_texts(report: Report, repo_id: str) -> dict[str, str]:
+    """Returns the files beside a merged model as they may be published in a repository.
+
+    Args:
+        report: What is known about the merge; its local paths are reduced to their last parts.
+        repo_id: The repository that the card's usage code loads from.
+    """
+    public = published(report)
+    texts = file_texts(Recipe.from_dict(public.recipe), public)
+    return {**texts, "README.md": render_card(report, repo_id)}
 
 
 def refresh(folder: Path, recipe: Recipe, report: Report) -> None:
