@@ -1,24 +1,21 @@
 """Where a model's task head is: by its family's table, or found where there is none."""
 
-from itertools import chain
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from hf_zip.adapters import adapter_of, table_of
 from hf_zip.errors import HfZipError, first_line
 from hf_zip.groups import head_names
+from hf_zip.kinds import Kind, head_kind
 from hf_zip.probe import random_inputs
 
-_TASKS = (
-    modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
-    modeling_auto.MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES,
+# Heads of these kinds have a row per label.
+_WITH_ROWS: tuple[Kind, ...] = (
+    "classification",
+    "multi-label-classification",
+    "regression",
+    "token-classification",
 )
 
 
@@ -50,7 +47,7 @@ def find_heads(model: PreTrainedModel) -> tuple[str, ...]:
         HfZipError: See `task_heads`.
     """
     labels = model.config.num_labels
-    if not _classifies(model) or not labels:
+    if head_kind(model) not in _WITH_ROWS or not labels:
         return ()
     rows = rows_of_labels(model)
     if not rows:
@@ -73,13 +70,6 @@ def rows_of_labels(model: PreTrainedModel) -> tuple[str, ...]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module not in inside and module.out_features == labels
     )
-
-
-def _classifies(model: PreTrainedModel) -> bool:
-    known = set[str]()
-    for names in chain.from_iterable(mapping.values() for mapping in _TASKS):
-        known.update((names,) if isinstance(names, str) else names)
-    return any(cls.__name__ in known for cls in type(model).__mro__)
 
 
 @torch.no_grad()
