@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hf_zip.align import State
 from hf_zip.assemble import CONFIG_KEY, bare_config, load_parameters
 from hf_zip.collect import Observation, collect
+from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap
 from hf_zip.headless import base_of
@@ -115,8 +116,7 @@ def _config(
     dtype: torch.dtype,
 ) -> HfZipMultiHeadConfig:
     trunk = bare_config(runtime.models[0].config)
-    for key, value in merged.config.items():
-        setattr(trunk, key, value)
+    set_entries(trunk, merged.config)
     heads = [
         {
             "name": task.name,

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.align import State
 from hf_zip.assemble import CONFIG_KEY, bare_config, load_parameters, set_labels
+from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import base_name, head_names
 from hf_zip.method import Merged, Runtime
@@ -119,10 +120,9 @@ def partial_config(
     tail, trunk = (bare_config(native) for _ in range(2))
     tail.num_hidden_layers = native.num_hidden_layers - depth
     trunk.num_hidden_layers = depth
-    for key, value in merged.config.items():
-        setattr(trunk, key, value)
-        if depth and unmerge == "exact":
-            setattr(tail, key, value)
+    set_entries(trunk, merged.config)
+    if depth and unmerge == "exact":
+        set_entries(tail, merged.config)
     if depth == 0:
         trunk.hidden_size = native.hidden_size * count
         trunk.num_attention_heads = native.num_attention_heads * count
