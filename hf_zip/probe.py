@@ -23,7 +23,7 @@ def random_inputs(
     """
     takes, inputs = inspect.signature(model.forward).parameters, dict[str, Tensor]()
     if "pixel_values" in takes:
-        config = _part(model.config, "vision_config", "trunk_config")
+        config = _part(model.config, "vision_config")
         size = getattr(config, "image_size", None) or _PIXELS
         height, width = (size, size) if isinstance(size, int) else size
         shape = (batch, getattr(config, "num_channels", 3), height, width)
@@ -46,7 +46,7 @@ def _without(ids: Tensor, token: int, count: int) -> Tensor:
     return torch.where(ids == token, (ids + 1) % count, ids)
 
 
-def _part(config: PretrainedConfig, *names: str) -> PretrainedConfig:
-    """The config of the first of these parts that a model has, else its own."""
-    parts = (getattr(config, name, None) for name in names)
-    return next((part for part in parts if isinstance(part, PretrainedConfig)), config)
+def _part(config: PretrainedConfig, name: str) -> PretrainedConfig:
+    """The config of a part that a model has, else its own."""
+    part = getattr(config, name, None)
+    return part if isinstance(part, PretrainedConfig) else config
