@@ -136,9 +136,9 @@ def one_trunks(
 
     The head is the ridge regression of the ensemble's logits on what the source's own head reads
     (its first head, where there are several), over unlabelled inputs: over their tokens without
-    padding, where the tasks ask of tokens. Every source runs once on
-    every input. Every process sums the moments of its own batches and they are reduced once, so all
-    of them solve the same systems.
+    padding, where the tasks ask of tokens. Every source runs once on every input. Every process
+    sums the moments of its own batches and they are reduced once, so all of them solve the same
+    systems.
 
     Args:
         sources: The sources of the merge.

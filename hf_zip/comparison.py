@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 from hf_zip.assemble import assemble
 from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
 from hf_zip.evaluate import Evaluation, evaluate
-from hf_zip.kinds import asks_of_tokens
 from hf_zip.method import Merged, WeightOptions
 from hf_zip.methods import method_named
 from hf_zip.multi_head import assemble_multi_head
@@ -57,15 +56,16 @@ def measure(
 
 
 def _no_one_trunk(prepared: Prepared) -> str:
-    """Why no trunk can be given a least-squares head; nothing where it can."""
+    """Why no trunk can be given a least-squares head; nothing where it can.
+
+    Where heads are stacked, all of them answer one kind of question.
+    """
     if prepared.inputs.runtime.calibration is None:
         return "its least-squares head needs calibration data, and none were given"
     if prepared.apart:
         return ""
     if not prepared.inputs.heads:
         return "the models share a head, whose rows are no labels of a task"
-    if len({asks_of_tokens(task.kind) for task in prepared.tasks}) > 1:
-        return "some tasks ask of tokens and others of whole inputs, which one head cannot answer"
     return ""
 
 
