@@ -85,13 +85,19 @@ def make_report(
     )
 
 
-def file_texts(recipe: Recipe, report: Report) -> dict[str, str]:
-    """Returns the files that stand beside a merged model."""
+def file_texts(recipe: Recipe, report: Report, repo_id: str | None = None) -> dict[str, str]:
+    """Returns the files that stand beside a merged model.
+
+    Args:
+        recipe: The resolved recipe.
+        report: What is known about the merge.
+        repo_id: See `render_card`.
+    """
     used = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return {
         MARKER: f"# merged with {used}\n{recipe.to_yaml()}",
         REPORT_NAME: report.to_json(),
-        "README.md": render_card(report),
+        "README.md": render_card(report, repo_id),
     }
 
 
@@ -103,8 +109,7 @@ def published_texts(report: Report, repo_id: str) -> dict[str, str]:
         repo_id: The repository that the card's usage code loads from.
     """
     public = published(report)
-    texts = file_texts(Recipe.from_dict(public.recipe), public)
-    return {**texts, "README.md": render_card(report, repo_id)}
+    return file_texts(Recipe.from_dict(public.recipe), public, repo_id)
 
 
 def refresh(folder: Path, recipe: Recipe, report: Report) -> None:
