@@ -10,10 +10,11 @@ from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
 from hf_zip.evaluate import Evaluation, evaluate
 from hf_zip.method import Merged, WeightOptions
 from hf_zip.methods import method_named
-from hf_zip.multi_head import assemble_multi_head
+from hf_zip.multi_head import assemble_multi_head, stream_moments
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Unmerge
 from hf_zip.request import Request
+from hf_zip.statistics.covariance import Covariance
 
 
 def measure(
@@ -82,19 +83,25 @@ def _average(prepared: Prepared) -> Candidate:
 
 def _trunks_with_heads(prepared: Prepared) -> list[Candidate]:
     """Each source's trunk, unmerged, with all heads behind maps fitted as the merge's are."""
+    found = stream_moments(prepared.inputs.runtime)
+    trunks = zip(prepared.sources, prepared.inputs.states, found, strict=True)
     return [
         merged(
-            _with_heads(prepared, Merged(dict(state), heads=())),
+            _with_heads(prepared, Merged(dict(state), heads=()), moments),
             prepared.tasks,
             f"one trunk ({source.name})",
             "control",
         )
-        for source, state in zip(prepared.sources, prepared.inputs.states, strict=True)
+        for source, state, moments in trunks
     ]
 
 
-def _with_heads(prepared: Prepared, trunk: Merged) -> PreTrainedModel:
+def _with_heads(
+    prepared: Prepared, trunk: Merged, moments: Covariance | None = None
+) -> PreTrainedModel:
     runtime = prepared.inputs.runtime
     unmerge: Unmerge = "exact" if runtime.calibration is None else "ridge"
-    model, _ = assemble_multi_head(trunk, runtime, prepared.sources, prepared.tasks, {}, unmerge)
+    model, _ = assemble_multi_head(
+        trunk, runtime, prepared.sources, prepared.tasks, {}, unmerge, moments=moments
+    )
     return model

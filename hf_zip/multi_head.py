@@ -35,6 +35,7 @@ def assemble_multi_head(
     unmerge: Unmerge,
     dtype: torch.dtype = torch.float32,
     penalty: float = 1e-3,
+    moments: Covariance | None = None,
 ) -> tuple[HfZipMultiHeadModel, tuple[float, ...]]:
     """Returns a model with the merged trunk and all heads, and how well their maps fit.
 
@@ -51,6 +52,7 @@ def assemble_multi_head(
         unmerge: How the heads read the trunk; "exact" needs a trunk in the sources' own features.
         dtype: Precision of the parameters.
         penalty: Ridge of the maps, as a share of the mean diagonal of the Gram.
+        moments: What `stream_moments` found of the merged trunk, if it is known.
 
     Returns:
         The model, and for each source the share of its stream's variance that its map explains;
@@ -73,37 +75,53 @@ def assemble_multi_head(
     load_parameters(model, state)
     explained: tuple[float, ...] = ()
     if unmerge == "ridge":
-        explained = _fit_maps(model, runtime, penalty)
+        if moments is None:
+            (moments,) = stream_moments(runtime, [model.trunk])
+        explained = _set_maps(model, moments, penalty)
     return model.to(dtype), explained
 
 
-@torch.no_grad()
-def _fit_maps(model: HfZipMultiHeadModel, runtime: Runtime, penalty: float) -> tuple[float, ...]:
-    """Sets the maps from the merged stream to each source's; returns what they explain."""
+def stream_moments(
+    runtime: Runtime, trunks: Sequence[PreTrainedModel] | None = None
+) -> list[Covariance]:
+    """Returns for each trunk the moments of its stream and those of all sources, side by side.
+
+    Args:
+        runtime: The sources' trunks and what they run on; each runs once on every input.
+        trunks: The trunks; left out, the sources' own.
+
+    Raises:
+        HfZipError: There are no calibration inputs.
+    """
     if runtime.calibration is None:
         raise HfZipError(
             "heads of several kinds read the merged trunk through maps that are fitted on "
             "calibration inputs, and there are none; give calibration data, or average models that "
             "share their initialisation without (unmerge: exact)"
         )
-    merged, width = (m.config.hidden_size for m in (model.trunk, runtime.models[0]))
-    count = len(runtime.models)
-    places = tuple((position, _STREAM) for position in range(count + 1))
-    (found,) = collect(
-        [model.trunk, *runtime.models],
-        runtime.calibration,
-        [Observation(merged + width * count, places)],
-        Covariance,
-        **runtime.running,
-    )
-    weight, bias = regress(found, merged, penalty)
+    models, count = [*runtime.models, *(trunks or ())], len(runtime.models)
+    own = tuple((position, _STREAM) for position in range(count))
+    observations = []
+    for position in range(count) if trunks is None else range(count, len(models)):
+        places = ((position, _STREAM), *own)
+        width = sum(models[k].config.hidden_size for k, _ in places)
+        observations.append(Observation(width, places))
+    return collect(models, runtime.calibration, observations, Covariance, **runtime.running)
+
+
+@torch.no_grad()
+def _set_maps(model: HfZipMultiHeadModel, moments: Covariance, penalty: float) -> tuple[float, ...]:
+    """Sets the maps from the merged stream to each source's; returns what they explain."""
+    merged, count = model.trunk.config.hidden_size, len(model.heads)
+    width = (moments.size - merged) // count
+    weight, bias = regress(moments, merged, penalty)
     for position, entry in enumerate(model.config.heads):
         rows = slice(position * width, (position + 1) * width)
         place = f"heads.{position}.{entry['base']}.unmerge"
         model.get_parameter(f"{place}.weight").copy_(weight[rows])
         model.get_parameter(f"{place}.bias").copy_(bias[rows])
     model.cpu()
-    return explained_shares(weight, bias, found, count, width)
+    return explained_shares(weight, bias, moments, count, width)
 
 
 def _config(
