@@ -84,6 +84,12 @@ class HfZipMultiHeadModel(PreTrainedModel):
         self.trunk.pooler = None  # those of the heads are their own
         width = config.trunk_config.hidden_size
         self.heads = nn.ModuleList(_head(entry, width, config.unmerge) for entry in config.heads)
+        takes = [_takes(head) for head in self.heads]
+        self._for_heads = set().union(*takes) - _takes(self.trunk)  # labels, positions
+        self._places = [
+            "inputs_embeds" if "inputs_embeds" in own else head.main_input_name
+            for head, own in zip(self.heads, takes, strict=True)
+        ]
         self.main_input_name = self.trunk.main_input_name
         self.post_init()
 
@@ -166,13 +172,7 @@ class HfZipMultiHeadModel(PreTrainedModel):
         if task is None and len(self.heads) == 1:
             task = self.tasks[0]
         chosen = range(len(self.heads)) if task is None else [self._position(task)]
-        takes = set(inspect.signature(self.trunk.forward).parameters)
-        only = {
-            name
-            for head in self.heads
-            for name in inspect.signature(head.forward).parameters
-            if name not in takes and name in inputs
-        }
+        only = self._for_heads & inputs.keys()
         if task is None and only:
             raise ValueError(
                 f"{', '.join(sorted(only))} can be given for one task only; give task, one of "
@@ -190,11 +190,8 @@ class HfZipMultiHeadModel(PreTrainedModel):
         )
 
     def _answer(self, position: int, trunk: Any, inputs: Any, only: set[str]) -> Any:
-        head = self.heads[position]
-        accepts = inspect.signature(head.forward).parameters
-        place = "inputs_embeds" if "inputs_embeds" in accepts else head.main_input_name
         given = {name: x for name, x in inputs.items() if name in only or name == "attention_mask"}
-        answer = head(**{place: trunk.last_hidden_state, **given})
+        answer = self.heads[position](**{self._places[position]: trunk.last_hidden_state, **given})
         for name in ("hidden_states", "attentions"):
             if trunk.get(name) is not None:
                 answer[name] = trunk[name]
@@ -204,6 +201,11 @@ class HfZipMultiHeadModel(PreTrainedModel):
         if task not in self.tasks:
             raise ValueError(f"unknown task {task!r}; this model knows: {', '.join(self.tasks)}")
         return self.tasks.index(task)
+
+
+def _takes(model: PreTrainedModel) -> set[str]:
+    """The names of the arguments of a model."""
+    return set(inspect.signature(model.forward).parameters)
 
 
 def _head(entry: dict[str, Any], width: int, mapped: bool) -> PreTrainedModel:
