@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.align import along
 from hf_zip.canonical import stream_writers
-from hf_zip.collect import capture, first_call
+from hf_zip.collect import capture, first_call, reduced
 from hf_zip.groups import Tap, base_name
 from hf_zip.refit.held import Held
 from hf_zip.refit.survey import embedded
+from hf_zip.statistics.sums import NamedSums
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -124,13 +125,14 @@ def _scales(
     accelerator: Accelerator,
 ) -> Float64[Tensor, " models"]:
     """By what each teacher's normalisation multiplies what goes into it, in the mean of tokens."""
-    sums = torch.zeros(len(teachers), 2, dtype=torch.float64)
+    sums = NamedSums(len(teachers), accelerator.device, factors=(len(teachers), 2))
+    factors = sums.state()["factors"]
     for inputs in loader:
         for position, teacher in enumerate(teachers):
             before, _ = _around(teacher, norm, first, inputs)
-            factors = before.double().var(dim=1, correction=0).rsqrt()
-            sums[position] += torch.stack([factors.sum(), factors.new_tensor(len(factors))]).cpu()
-    total, count = _added(sums, accelerator).unbind(dim=1)
+            own = before.to(factors).var(dim=1, correction=0).rsqrt()
+            factors[position] += torch.stack([own.sum(), own.new_tensor(len(own))])
+    total, count = reduced(sums, accelerator).state()["factors"].unbind(dim=1)
     return total / count
 
 
@@ -144,16 +146,16 @@ def _fit_norm(
     accelerator: Accelerator,
 ) -> float:
     """Sets gain and bias of a normalisation; returns the share of the mapped streams it holds."""
-    sums = torch.zeros(5, len(matrix) + 1, dtype=torch.float64)
+    sums = NamedSums(len(matrix), accelerator.device, rows=(), moments=(5, len(matrix)))
+    rows, moments = sums.state().values()
     for inputs in loader:
         _, plain = _around(student, norm, first, inputs)
         streams = [_around(teacher, norm, first, inputs)[1] for teacher in teachers]
-        x, y = plain.double(), torch.cat(streams, dim=1).double() @ matrix.T.to(plain.device)
-        moments = [part.sum(dim=0) for part in (x, y, x * x, x * y, y * y)]
-        sums[:, :-1] += torch.stack(moments).cpu()
-        sums[:, -1] += len(x)
-    total = _added(sums, accelerator)
-    x, y, xx, xy, yy = total[:, :-1] / total[:, -1:]
+        x, y = plain.to(moments), torch.cat(streams, dim=1).to(moments) @ matrix.T.to(moments)
+        moments += torch.stack([part.sum(dim=0) for part in (x, y, x * x, x * y, y * y)])
+        rows += len(x)
+    rows, moments = reduced(sums, accelerator).state().values()
+    x, y, xx, xy, yy = moments / rows
     variance = xx - x * x
     gain = torch.where(variance > 0, (xy - x * y) / variance, torch.zeros_like(x))
     bias = y - gain * x
@@ -172,10 +174,3 @@ def _around(
     with capture(model, [before, after]) as seen:
         first_call(model, first, {**inputs, **given})
     return seen[before], seen[after]
-
-
-def _added(sums: Tensor, accelerator: Accelerator) -> Tensor:
-    if accelerator.num_processes == 1:
-        return sums
-    added: Tensor = accelerator.reduce(sums.to(accelerator.device), reduction="sum")
-    return added.cpu()
