@@ -1,10 +1,12 @@
 """CLIP's image encoder, alone or as a classifier (transformers' `clip_vision_model`)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPForImageClassification, PretrainedConfig
 
-from hf_zip.adapters import Adapter
+from hf_zip.adapters import clip_text
 from hf_zip.adapters.vit import random_images
 
 
@@ -27,7 +29,9 @@ def inputs(config: PretrainedConfig, batch: int, generator: torch.Generator) -> 
     return random_images(getattr(config, "vision_config", config), batch, generator)
 
 
-ENTRY = Adapter(
+# The two encoders of CLIP have blocks of the same names.
+ENTRY = replace(
+    clip_text.ENTRY,
     name="clip_vision",
     model_types=("clip_vision_model",),
     example=example,
@@ -41,16 +45,8 @@ ENTRY = Adapter(
     },
     embedding_norms=("pre_layrnorm",),  # transformers' spelling
     embedding_output="pre_layrnorm",
-    layers="encoder.layers",
     norms=("post_layernorm",),
     readers=("visual_projection",),
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
-    output="self_attn.out_proj",
-    mlp_in="mlp.fc1",
-    mlp_out="mlp.fc2",
-    block_norms=("layer_norm1", "layer_norm2"),
     heads=("classifier",),
     raw_head=True,
 )
