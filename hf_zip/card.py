@@ -46,13 +46,14 @@ _APART: dict[Kind, str] = {
 }
 
 
-def render_card(report: Report, repo_id: str | None = None) -> str:
+def render_card(report: Report, repo_id: str | None = None, revision: str | None = None) -> str:
     """Returns the model card of a merged model, metadata and text.
 
     Args:
         report: What is known about the merge.
         repo_id: Repository on the Hub that the usage code should load from; left out, the code
             runs in the model's own folder.
+        revision: Its branch; left out, the main one.
     """
     report = published(report)
     title = repo_id.split("/")[-1] if repo_id else " and ".join(_names(report.sources))
@@ -69,7 +70,8 @@ def render_card(report: Report, repo_id: str | None = None) -> str:
             report=report,
             metadata=card_metadata(report, title, pipeline).to_yaml(),
             title=title,
-            location=repo_id or ".",
+            local=repo_id is None,
+            location=_location(repo_id or ".", revision),
             pipeline=pipeline,
             texts=pipeline not in (None, "image-classification"),
             shown=_shown([task.kind for task in report.tasks]),
@@ -130,6 +132,11 @@ def _environment(report: Report) -> Environment:
         "python": lambda text: json.dumps(text, ensure_ascii=False),
     }
     return environment
+
+
+def _location(place: str, revision: str | None) -> str:
+    """What the usage code loads from, as arguments."""
+    return json.dumps(place) + (f", revision={json.dumps(revision)}" if revision else "")
 
 
 def _shown(kinds: Sequence[HeadKind]) -> str:

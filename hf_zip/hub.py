@@ -125,7 +125,7 @@ def upload(folder: Path, report: Report, destination: Destination) -> str:
     Raises:
         HfZipError: See `push`.
     """
-    texts = published_texts(report, destination.repo_id)
+    texts = published_texts(report, destination.repo_id, destination.revision)
     files = {
         path.name: path
         for path in sorted(folder.iterdir())
@@ -163,7 +163,8 @@ def _commit(additions: Sequence[CommitOperationAdd], destination: Destination) -
         )
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    present = api.list_repo_files(repo_id, revision=revision)
+    before = api.model_info(repo_id, revision=revision)
+    present = [file.rfilename for file in before.siblings or ()]
     uploaded = [addition.path_in_repo for addition in additions]
     # `upload_folder` may make several commits of one folder, `create_commit` makes one.
     done = api.create_commit(
@@ -172,6 +173,8 @@ def _commit(additions: Sequence[CommitOperationAdd], destination: Destination) -
         commit_message=destination.commit_message or "Upload a merge by hf_zip",
         revision=revision,
         create_pr=destination.create_pr,
+        # What is left over was found there; files that came since would be mixed with these.
+        parent_commit=before.sha,
     )
     return str(done.pr_url or done.commit_url)
 
@@ -215,9 +218,16 @@ def _reason(error: Exception, destination: Destination) -> str:
             "`hf auth login`, or give a token"
         )
     if status == 403:
+        said = cause.server_message if isinstance(cause, HfHubHTTPError) else None
         return (
-            f"your token may not write to {repo_id!r}; log in with `hf auth login` with a token "
-            "that may, or give a repository of your own or a pull request"
+            f"your token may not write to {repo_id!r}{f' ({said})' if said else ''}; log in with "
+            "`hf auth login` with a token that may, or give a repository of your own or a pull "
+            "request"
+        )
+    if status == 412:
+        return (
+            f"somebody else pushed to {repo_id!r} at the same time, and nothing of this merge was "
+            "written; look at what is there, and push again to replace it"
         )
     if status == 404:
         branch = f" or no branch {destination.revision!r}" if destination.revision else ""

@@ -85,31 +85,35 @@ def make_report(
     )
 
 
-def file_texts(recipe: Recipe, report: Report, repo_id: str | None = None) -> dict[str, str]:
+def file_texts(
+    recipe: Recipe, report: Report, repo_id: str | None = None, revision: str | None = None
+) -> dict[str, str]:
     """Returns the files that stand beside a merged model.
 
     Args:
         recipe: The resolved recipe.
         report: What is known about the merge.
         repo_id: See `render_card`.
+        revision: The same.
     """
     used = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     return {
         MARKER: f"# merged with {used}\n{recipe.to_yaml()}",
         REPORT_NAME: report.to_json(),
-        "README.md": render_card(report, repo_id),
+        "README.md": render_card(report, repo_id, revision),
     }
 
 
-def published_texts(report: Report, repo_id: str) -> dict[str, str]:
+def published_texts(report: Report, repo_id: str, revision: str | None = None) -> dict[str, str]:
     """Returns the files beside a merged model as they may be published in a repository.
 
     Args:
         report: What is known about the merge; its local paths are reduced to their last parts.
         repo_id: The repository that the card's usage code loads from.
+        revision: Its branch; left out, the main one.
     """
     public = published(report)
-    return file_texts(Recipe.from_dict(public.recipe), public, repo_id)
+    return file_texts(Recipe.from_dict(public.recipe), public, repo_id, revision)
 
 
 def refresh(folder: Path, recipe: Recipe, report: Report) -> None:

@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.body()
         try:
             if fault is not None:
-                raise RefusedError(fault.status, "Internal error, as ordered")
+                raise RefusedError(fault.status, fault.message)
             method = "GET" if self.command == "HEAD" else self.command
             for verb, pattern, name in ROUTES:
                 found = re.fullmatch(pattern, address.path)

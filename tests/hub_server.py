@@ -52,6 +52,7 @@ class Fault:
     pattern: str
     status: int | None  # nothing: the connection is dropped in the middle of the body
     times: int
+    message: str = "Internal error, as ordered"
 
 
 class HubServer:
@@ -85,9 +86,9 @@ class HubServer:
         self.http.server_close()
         self.thread.join()
 
-    def fail(self, method, pattern, status=500, times=1):
+    def fail(self, method, pattern, status=500, times=1, message=Fault.message):
         """The next so many requests that match are answered with an error."""
-        self.faults.append(Fault(method, pattern, status, times))
+        self.faults.append(Fault(method, pattern, status, times, message))
 
     def drop(self, method, pattern, times=1):
         """The connection of the next so many requests that match ends in the middle."""

@@ -158,6 +158,29 @@ def test_a_branch_is_made_and_main_is_left(merges, server):
     assert load_source("me/zip@v2").revision == repo.find("v2")
 
 
+def test_the_usage_code_names_the_branch(merges, server):
+    hf_zip.push(merges / "native", "me/zip", revision="v2")
+    card = server.repos["me/zip"].files("v2")["README.md"].decode()
+    assert 'from_pretrained("me/zip", revision="v2")' in card
+    assert 'pipeline("image-classification", model="me/zip", revision="v2")' in card
+    hf_zip.push(merges / "native", "me/zip")
+    assert b"revision=" not in server.repos["me/zip"].files()["README.md"]
+
+
+def test_what_was_pushed_at_the_same_time_is_not_mixed_with_a_merge(merges, server, monkeypatch):
+    preupload = HfApi.preupload_lfs_files
+
+    def meanwhile(api, *arguments, **options):
+        server.add("me/zip", {"modeling_theirs.py": b"theirs"})
+        return preupload(api, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "preupload_lfs_files", meanwhile)
+        with pytest.raises(HfZipError, match="somebody else pushed to 'me/zip' at the same time"):
+            hf_zip.push(merges / "native", "me/zip")
+    assert [*server.repos["me/zip"].files()] == ["modeling_theirs.py"]
+
+
 def test_a_pull_request_leaves_main_and_may_go_to_others(merges, server):
     server.add("them/zip", {".gitattributes": b""})
     address = hf_zip.push(merges / "native", "them/zip", create_pr=True)
@@ -169,19 +192,51 @@ def test_a_pull_request_leaves_main_and_may_go_to_others(merges, server):
     assert (Path(folder) / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("place", ["/commit/", "/preupload/", "/objects/", "/lfs/"])
-def test_a_push_that_fails_leaves_no_half_commit_and_works_again(merges, server, no_waiting, place):
+def requests_of_a_push():
+    """What a push asks of the Hub, in order, each address once, as patterns."""
+    return [
+        ("POST", "/repos/create"),
+        ("GET", "/api/models/me/zip"),
+        ("POST", "/validate-yaml"),
+        ("POST", "/preupload/"),
+        ("POST", "/lfs/objects/batch"),
+        ("PUT", "/objects/"),
+        ("POST", "/verify"),
+        ("POST", "/commit/"),
+    ]
+
+
+def test_nothing_else_is_asked_in_a_push(merges, server):
+    hf_zip.push(merges / "native", "me/zip")
+    asked = [
+        next(known for known in requests_of_a_push() if known[0] == method and known[1] in path)
+        for method, path in server.requests
+    ]
+    assert list(dict.fromkeys(asked)) == requests_of_a_push()
+
+
+@pytest.mark.parametrize("fault", ["error", "drop"])
+@pytest.mark.parametrize(("method", "place"), requests_of_a_push())
+def test_a_push_that_fails_leaves_no_half_commit_and_works_again(
+    merges, server, no_waiting, method, place, fault
+):
     before = contents(merges / "native")
-    method = "PUT" if place == "/objects/" else "POST"
-    server.fail(method, place, times=6)  # the client itself tries some requests six times
-    with pytest.raises(HfZipError, match=r"pushing to 'me/zip' failed: .*500.* push again"):
+    fail = server.fail if fault == "error" else server.drop
+    fail(method, place, times=99)  # the client itself tries some requests six times
+    with pytest.raises(HfZipError, match=r"pushing to 'me/zip' failed: .* push again"):
         hf_zip.push(merges / "native", "me/zip")
-    assert server.repos["me/zip"].messages == ["initial commit"]
+    assert [m for repo in server.repos.values() for m in repo.messages] in ([], ["initial commit"])
     assert contents(merges / "native") == before
     server.faults.clear()
     hf_zip.push(merges / "native", "me/zip")
     assert MARKER in server.repos["me/zip"].files()
     assert len(server.repos["me/zip"].messages) == 2
+
+
+def test_a_full_quota_is_said_in_the_words_of_the_hub(merges, server):
+    server.fail("POST", "/lfs/", 403, message="Private repository storage limit reached")
+    with pytest.raises(HfZipError, match=r"'me/zip' \(Private repository storage limit reached\)"):
+        hf_zip.push(merges / "native", "me/zip")
 
 
 def test_a_connection_that_drops_once_in_an_upload_is_taken_up_again(merges, server, no_waiting):
@@ -211,8 +266,12 @@ def test_an_interrupted_push_leaves_everything_and_works_again(merges, server, m
     [
         ("wrong", "me/zip", "'me/zip' cannot be written without a token.*`hf auth login`"),
         (False, "me/zip", "'me/zip' cannot be written without a token.*`hf auth login`"),
-        ("reader", "me/zip", "your token may not write to 'me/zip'; log in with `hf auth login`"),
-        ("mine", "them/zip", "your token may not write to 'them/zip'"),
+        ("reader", "me/zip", r"your token may not write to 'me/zip' \(You don't have the rights"),
+        (
+            "mine",
+            "them/zip",
+            r"your token may not write to 'them/zip' \(.*\); log in with `hf auth",
+        ),
     ],
 )
 def test_a_token_without_the_right_is_refused(merges, server, token, repo_id, message):
