@@ -21,6 +21,7 @@ from transformers import (
 
 from hf_zip.errors import HfZipError, first_few, first_line
 from hf_zip.modeling import HfZipClipForImageClassification, HfZipConfig, HfZipMultiHeadConfig
+from hf_zip.trust import check_inside, check_pickles
 
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
@@ -32,15 +33,17 @@ _IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json")
 
 
-def weight_files(folder: Path, reference: str) -> list[Path]:
+def weight_files(folder: Path, reference: str, allow_pickle: bool = False) -> list[Path]:
     """Returns the files that hold a checkpoint's weights, after a look at what the folder is.
 
     Args:
         folder: The folder.
         reference: What the recipe calls it, for messages.
+        allow_pickle: Whether weights may be pickles, which can run code when they are read.
 
     Raises:
-        HfZipError: It is no folder, holds no model or no weights, or a file is damaged.
+        HfZipError: It is no folder, holds no model or no weights, a file is damaged, is a pickle
+            or names files outside of the folder.
     """
     if not folder.is_dir():
         raise HfZipError(f"{reference!r} is a file; give the folder that holds its config.json")
@@ -58,8 +61,10 @@ def weight_files(folder: Path, reference: str) -> list[Path]:
     if not files:
         raise HfZipError(
             f"{reference!r} has a config.json but no weights; a model.safetensors should be beside "
-            "it"
+            "it (of a repository on the Hub, pickles are fetched only with --allow-pickle)"
         )
+    check_pickles(files, reference, allow_pickle)
+    check_inside(folder, reference)
     for file in files:
         if file.suffix == ".safetensors":
             try:

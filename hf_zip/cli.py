@@ -9,6 +9,22 @@ from typing import Annotated
 import typer
 
 from hf_zip.errors import HfZipError
+from hf_zip.options import (
+    AllowPickle,
+    Branch,
+    Budget,
+    Calibration,
+    CreatePr,
+    Evaluation,
+    Folder,
+    Labels,
+    Out,
+    Private,
+    RepoId,
+    StopAt,
+    Token,
+    Validation,
+)
 
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -21,17 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Folder = Annotated[Path, typer.Argument(help="Folder that `hf-zip merge` wrote.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write; an earlier merge is replaced.")]
-Evaluation = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--evaluation",
-        metavar="TASK=DATA",
-        help="Labelled data of one task; repeat for every task. DATA as in --calibration.",
-    ),
-]
 
 
 @app.command()
@@ -47,14 +52,7 @@ def merge(
     method: Annotated[
         str | None, typer.Option(help="Merge method; `hf-zip methods` lists them.")
     ] = None,
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DATA[:column]",
-            help="Unlabelled inputs: a Hub data set, an image folder, or a parquet, csv, json or "
-            "txt file or glob. Repeat to take equal parts of several.",
-        ),
-    ] = None,
+    calibration: Calibration = None,
     samples: Annotated[int | None, typer.Option(help="Calibration inputs in all.")] = None,
     evaluation: Evaluation = None,
     base: Annotated[
@@ -63,33 +61,10 @@ def merge(
     task: Annotated[
         list[str] | None, typer.Option(help="Name of a model's task; once per model, in order.")
     ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="apart | union",
-            help="Labels that several models have: apart as task/label, or union, one head for "
-            "models of one --task whose labels differ in part.",
-        ),
-    ] = None,
-    stop_at: Annotated[
-        str | None,
-        typer.Option(help="Number of blocks to share, or auto (see --budget); all if left out."),
-    ] = None,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="parameters=X | explained=X | points=X",
-            help="For --stop-at auto: at most X times one model's parameters, at least a share X "
-            "of every model explained, or at most X points of accuracy lost; repeat to combine.",
-        ),
-    ] = None,
-    validation: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="TASK=DATA",
-            help="For --budget points=X: labelled data of every task, others than --evaluation.",
-        ),
-    ] = None,
+    labels: Labels = None,
+    stop_at: StopAt = None,
+    budget: Budget = None,
+    validation: Validation = None,
     dtype: Annotated[str | None, typer.Option(help="Precision of the written weights.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
     assignments: Annotated[
@@ -103,6 +78,11 @@ def merge(
         str | None,
         typer.Option(metavar="USER/REPO", help="Upload the written merge to the Hub; see push."),
     ] = None,
+    private: Private = False,
+    create_pr: CreatePr = False,
+    revision: Branch = None,
+    token: Token = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Merge models and write one, with its report and card."""
     options = {
@@ -127,10 +107,16 @@ def merge(
     from hf_zip.pipeline import merge as run
     from hf_zip.tables import table
 
-    destination = Destination(push_to_hub) if push_to_hub is not None else None
-    if destination is not None:
+    destination = None
+    if push_to_hub is not None:
+        destination = Destination(push_to_hub, private, revision, create_pr, token)
         check_login(destination)
-    result = run(recipe, out=out, force=force)
+    elif private or create_pr or revision or token:
+        raise HfZipError(
+            "--private, --create-pr, --revision and --token say how to upload the merge; give "
+            "--push-to-hub USER/REPO too"
+        )
+    result = run(recipe, out=out, force=force, allow_pickle=allow_pickle)
     if result is None or not result.is_main_process:
         return
     if result.report.evaluation is not None:
@@ -147,6 +133,7 @@ def evaluate(
     force: Annotated[
         bool, typer.Option("--force", help="Evaluate despite a finding that may be forced.")
     ] = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Measure a merge beside its parents and controls; refresh its report and card."""
     from hf_zip.arguments import labelled
@@ -154,7 +141,7 @@ def evaluate(
     from hf_zip.tables import table
 
     data = labelled("--evaluation", evaluation) if evaluation else None
-    report = reevaluate(folder, data, force=force)
+    report = reevaluate(folder, data, force=force, allow_pickle=allow_pickle)
     if report.evaluation is not None:
         typer.echo(table(report.evaluation))
 
@@ -172,6 +159,7 @@ def sweep(
     force: Annotated[
         bool, typer.Option("--force", help="Go on despite a finding that may be forced.")
     ] = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Measure a merge at several depths or sizes: accuracy against parameters and MACs."""
     from hf_zip.arguments import numbers
@@ -180,7 +168,8 @@ def sweep(
     from hf_zip.tables import table
 
     grid = (numbers("--depths", depths, int), numbers("--sizes", sizes, float))
-    typer.echo(table(run(Recipe.from_yaml(recipe), out, *grid, force=force)))
+    found = run(Recipe.from_yaml(recipe), out, *grid, force=force, allow_pickle=allow_pickle)
+    typer.echo(table(found))
     typer.echo(f"wrote {out}")
 
 
@@ -193,6 +182,7 @@ def inspect(
             "--propose", help="Draft the table of the family of one model, from its config alone."
         ),
     ] = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Show merge groups, and whether and how models can be merged; or draft a family's table."""
     if propose:
@@ -204,7 +194,7 @@ def inspect(
         return
     from hf_zip.inspection import describe
 
-    typer.echo(describe(models))
+    typer.echo(describe(models, allow_pickle))
 
 
 @app.command(name="zero-shot")
@@ -216,12 +206,13 @@ def zero_shot(
         list[str] | None,
         typer.Option(help="What is said of a class, {} for its name; repeat to take the mean."),
     ] = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Write the image classifier that a CLIP is for some classes, so that it can be merged."""
     from hf_zip.zero_shot import TEMPLATE, write_zero_shot
 
     names = [name.strip() for name in labels.split(",")]
-    write_zero_shot(model, names, out, template or TEMPLATE)
+    write_zero_shot(model, names, out, template or TEMPLATE, allow_pickle)
     typer.echo(f"wrote {out}")
 
 
@@ -268,19 +259,11 @@ def card(folder: Folder) -> None:
 @app.command()
 def push(
     folder: Folder,
-    repo_id: Annotated[str, typer.Argument(metavar="USER/REPO", help="Repository on the Hub.")],
-    private: Annotated[
-        bool, typer.Option("--private", help="Create it so that only you may see it.")
-    ] = False,
-    create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Open a pull request instead.")
-    ] = False,
-    revision: Annotated[
-        str | None, typer.Option(help="Branch to write to; the main one if left out.")
-    ] = None,
-    token: Annotated[
-        str | None, typer.Option(help="Access token; that of `hf auth login` if left out.")
-    ] = None,
+    repo_id: RepoId,
+    private: Private = False,
+    create_pr: CreatePr = False,
+    revision: Branch = None,
+    token: Token = None,
 ) -> None:
     """Upload a merge to the Hub as one commit, after loading it again."""
     from hf_zip.hub import push as run

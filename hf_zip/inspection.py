@@ -21,12 +21,13 @@ from hf_zip.tables import amount
 from hf_zip.tasks import labels_of
 
 
-def describe(references: Sequence[str]) -> str:
+def describe(references: Sequence[str], allow_pickle: bool = False) -> str:
     """Returns a plain text description of models and of how they fit together.
 
     Args:
         references: Local folders and Hub ids; a merge of a class of hf_zip's own only alone, as it
             cannot be merged again.
+        allow_pickle: See `hf_zip.merge`.
 
     Raises:
         HfZipError: A model cannot be loaded, or the models cannot be merged.
@@ -35,7 +36,9 @@ def describe(references: Sequence[str]) -> str:
         model, _ = load_merge(references[0])
         own = _multi_head_lines if isinstance(model, HfZipMultiHeadModel) else _partial_lines
         return "\n".join(own(references[0], model))
-    sources = load_sources([ModelSpec(reference) for reference in references])
+    sources = load_sources(
+        [ModelSpec(reference) for reference in references], allow_pickle=allow_pickle
+    )
     lines = [line for source in sources for line in _source_lines(source)]
     first = sources[0].model
     known, trunks = support(first), trunks_of(sources)

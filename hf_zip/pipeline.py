@@ -109,6 +109,7 @@ def merge(
     out: str | Path | None = None,
     force: bool = False,
     progress: bool = True,
+    allow_pickle: bool = False,
     **recipe_keys: Any,
 ) -> MergeResult:
     """Merges models into one.
@@ -127,6 +128,7 @@ def merge(
             card again after the evaluation.
         force: Merge despite findings that may be forced.
         progress: Show progress bars, on the main process.
+        allow_pickle: Read weights in pickles, which can run code, where there are no others.
         **recipe_keys: More keys of the recipe, such as `parameters`, `dtype` or `seed`.
 
     Returns:
@@ -143,6 +145,7 @@ def merge(
     request = read_request(
         models, method, tasks, processor, calibration, evaluation, recipe_keys, validation
     )
+    request = replace(request, allow_pickle=allow_pickle)
     recipe = request.recipe
     chosen = method_named(recipe.merge_method)
     options = build(chosen.options, recipe.parameters, "parameters")
@@ -180,6 +183,7 @@ def reevaluate(
     evaluation: Sequence[Mapping[str, Any]] | None = None,
     force: bool = False,
     progress: bool = True,
+    allow_pickle: bool = False,
 ) -> Report:
     """Measures a merge in a folder again and refreshes its report and card.
 
@@ -188,6 +192,7 @@ def reevaluate(
         evaluation: Labelled data, as in a recipe; left out, what the recipe says.
         force: Evaluate despite findings that may be forced.
         progress: Show progress bars, on the main process.
+        allow_pickle: See `merge`; of the sources.
 
     Raises:
         HfZipError: The folder is not a merge, or there is nothing to evaluate on but what its depth
@@ -199,7 +204,7 @@ def reevaluate(
     recipe = Recipe.from_yaml(folder / MARKER)
     if evaluation is not None:
         recipe = Recipe.from_dict({**recipe.to_dict(), "evaluation": list(evaluation)})
-    request = Request(recipe)
+    request = Request(recipe, allow_pickle=allow_pickle)
     if not request.evaluates:
         raise HfZipError(
             f"the recipe of {str(folder)!r} names no evaluation data; give them, such as "

@@ -34,6 +34,7 @@ class Request:
         calibration: Calibration inputs in memory.
         evaluation: Labelled data in memory by task.
         validation: The same, for the choice of the depth.
+        allow_pickle: Whether weights may be pickles.
     """
 
     recipe: Recipe
@@ -42,6 +43,7 @@ class Request:
     calibration: Any = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     validation: Mapping[str, Any] = field(default_factory=dict)
+    allow_pickle: bool = False
 
     @property
     def has_calibration(self) -> bool:
@@ -62,11 +64,11 @@ class Request:
     def load_sources(self) -> tuple[Source, ...]:
         """Returns the models, loaded from their names or copied from memory."""
         if not self.models:
-            return load_sources(self.recipe.models)
+            return load_sources(self.recipe.models, allow_pickle=self.allow_pickle)
         return tuple(
             from_model(self.models[i], spec.task, spec.model, self.processor)
             if i in self.models
-            else load_source(spec.model, spec.task)
+            else load_source(spec.model, spec.task, allow_pickle=self.allow_pickle)
             for i, spec in enumerate(self.recipe.models)
         )
 

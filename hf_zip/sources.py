@@ -67,17 +67,22 @@ class Source:
         return type(self.model).__name__
 
 
-def load_sources(specs: Sequence[ModelSpec], token: str | bool | None = None) -> tuple[Source, ...]:
+def load_sources(
+    specs: Sequence[ModelSpec], token: str | bool | None = None, allow_pickle: bool = False
+) -> tuple[Source, ...]:
     """Returns the models of a recipe, loaded, in its order and with unique names.
 
     Args:
         specs: The models, as a recipe lists them.
         token: Access token of the Hub; left out, the stored one.
+        allow_pickle: See `load_source`.
 
     Raises:
         HfZipError: See `load_source`.
     """
-    return with_unique_names([load_source(spec.model, spec.task, token) for spec in specs])
+    return with_unique_names(
+        [load_source(spec.model, spec.task, token, allow_pickle=allow_pickle) for spec in specs]
+    )
 
 
 def load_source(
@@ -85,6 +90,7 @@ def load_source(
     task: str | None = None,
     token: str | bool | None = None,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
+    allow_pickle: bool = False,
 ) -> Source:
     """Returns one model from a folder or from the Hub, with what comes along with it.
 
@@ -96,17 +102,18 @@ def load_source(
         task: The task the model was trained on.
         token: Access token of the Hub; left out, the stored one.
         dtype: Precision of the parameters; "auto" is that of the checkpoint.
+        allow_pickle: Read weights in pickles (`pytorch_model.bin`) where there are no others.
 
     Raises:
         HfZipError: There is no such folder or repository in reach; it holds no model, or one of a
             class that transformers does not know; a weight is missing, left over, of another shape
-            or not finite; or a file of it cannot be read.
+            or not finite; a file of it cannot be read, or is not to be trusted (`hf_zip.trust`).
     """
     folder = Path(reference).expanduser()
     local = folder.exists()
     if not local:
-        folder = _download(reference, token)
-    files = weight_files(folder, reference)
+        folder = _download(reference, token, allow_pickle)
+    files = weight_files(folder, reference, allow_pickle)
     model = load_model(folder, files, reference, dtype)
     return Source(
         reference=reference,
@@ -162,7 +169,7 @@ def with_unique_names(sources: Sequence[Source]) -> tuple[Source, ...]:
     )
 
 
-def _download(reference: str, token: str | bool | None) -> Path:
+def _download(reference: str, token: str | bool | None, allow_pickle: bool) -> Path:
     """Returns the folder of one commit in the Hub's cache, named by the commit."""
     if not _HUB_ID.fullmatch(reference):
         raise HfZipError(
@@ -185,7 +192,7 @@ def _download(reference: str, token: str | bool | None) -> Path:
 
     try:
         folder = fetch(revision or None, *WEIGHTS[:2], "*.json", "*.txt", "*.model", "README.md")
-        if not any(folder.glob("model*.safetensors")):
+        if allow_pickle and not any(folder.glob("model*.safetensors")):
             folder = fetch(folder.name, *WEIGHTS[2:])
     except RevisionNotFoundError as error:
         raise HfZipError(

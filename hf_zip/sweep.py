@@ -34,6 +34,7 @@ def sweep(
     sizes: Sequence[float] | None = None,
     force: bool = False,
     progress: bool = True,
+    allow_pickle: bool = False,
 ) -> Evaluation:
     """Measures a merge at several depths or sizes and writes `sweep.json`, `.md` and `.png`.
 
@@ -46,13 +47,14 @@ def sweep(
         sizes: Values of the method's `size`.
         force: Go on despite findings that may be forced.
         progress: Show progress bars, on the main process.
+        allow_pickle: See `hf_zip.merge`.
 
     Raises:
         HfZipError: The recipe names no evaluation data, a depth is out of range, both depths and
             sizes are given, or the method has no size.
     """
     recipe = replace(recipe, stop_at=None, budget=None, validation=())
-    method, request = method_named(recipe.merge_method), Request(recipe)
+    method, request = method_named(recipe.merge_method), Request(recipe, allow_pickle=allow_pickle)
     check_needs(method, request)
     if not request.evaluates:
         raise HfZipError("a sweep compares accuracies, but the recipe names no evaluation data")

@@ -79,6 +79,7 @@ def write_zero_shot(
     class_names: Sequence[str],
     out: str | Path,
     template: str | Sequence[str] = TEMPLATE,
+    allow_pickle: bool = False,
 ) -> None:
     """Writes the image classifier that a CLIP is for some classes, with its image processor.
 
@@ -87,13 +88,14 @@ def write_zero_shot(
         class_names: The classes.
         out: Folder to write.
         template: See `zero_shot_classifier`.
+        allow_pickle: See `hf_zip.merge`.
 
     Raises:
         HfZipError: The folder may not be written, the model cannot be loaded, or see
             `zero_shot_classifier`.
     """
     check_replaceable(Path(out))
-    source = load_source(reference)
+    source = load_source(reference, allow_pickle=allow_pickle)
     model = zero_shot_classifier(source.model, source.processor, class_names, template)
     save_checked(model, out, image_processor(source.processor))
 

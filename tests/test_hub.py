@@ -376,6 +376,20 @@ def test_merge_pushes_what_it_wrote(merges, server, tmp_path):
     assert result.stdout.splitlines()[-2] == f"wrote {tmp_path / 'out'}"
     assert result.stdout.splitlines()[-1].startswith(f"pushed to {server.url}/me/zip/commit/")
     assert contents(tmp_path / "out").keys() < server.repos["me/zip"].files().keys()
+    hidden = ["--push-to-hub", "me/hidden", "--private", "--revision", "v2", "--token", "mine"]
+    result = run("merge", *sources, "--out", tmp_path / "out", *hidden)
+    assert result.exit_code == 0, result.exception
+    assert server.repos["me/hidden"].private
+    assert MARKER in server.repos["me/hidden"].files("v2")
+    assert MARKER not in server.repos["me/hidden"].files()
+    result = run(
+        "merge", *sources, "--out", tmp_path / "out", "--push-to-hub", "me/zip", "--create-pr"
+    )
+    assert result.stdout.splitlines()[-1] == f"pushed to {server.url}/me/zip/discussions/1"
+    for option in (["--private"], ["--create-pr"], ["--revision", "v2"], ["--token", "mine"]):
+        result = run("merge", *sources, "--out", tmp_path / "none", *option)
+        assert "say how to upload the merge; give --push-to-hub" in str(result.exception)
+    assert not (tmp_path / "none").exists()
 
 
 def test_merge_does_not_begin_without_a_token(merges, server, tmp_path, monkeypatch):

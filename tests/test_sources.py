@@ -99,7 +99,12 @@ def test_shards_and_pickles_are_weights_too(tmp_path, folder):
 
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert same_parameters(load_source(str(folder)).model, vit(names=["audi", "volvo"]))
+    with pytest.raises(
+        HfZipError, match=r"weights in pytorch_model.bin, a pickle, .*--allow-pickle"
+    ):
+        load_source(str(folder))
+    model = load_source(str(folder), allow_pickle=True).model
+    assert same_parameters(model, vit(names=["audi", "volvo"]))
 
 
 def test_a_tokenizer_is_a_processor_too(folder):
@@ -179,7 +184,7 @@ def test_a_pickle_cut_short(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"PK")
     with pytest.raises(HfZipError, match="cannot be loaded as ViTForImageClassification"):
-        load_source(str(folder))
+        load_source(str(folder), allow_pickle=True)
 
 
 def test_keys_that_are_missing_left_over_or_of_another_shape(folder):
@@ -289,16 +294,20 @@ def test_only_what_is_needed_is_fetched(hub, monkeypatch):
     monkeypatch.setattr(sources, "snapshot_download", fake)
     load_source("org/cars@v1", token="secret")
     (hub / "model.safetensors").unlink()
-    with pytest.raises(HfZipError, match="no weights"):
+    with pytest.raises(HfZipError, match=r"no weights; .* pickles are fetched only with --allow-p"):
         load_source("org/cars")
+    assert len(asked) == 2
+    with pytest.raises(HfZipError, match="no weights"):
+        load_source("org/cars", allow_pickle=True)
     assert [(o["revision"], o["token"]) for _, o in asked] == [
         ("v1", "secret"),
+        (None, None),
         (None, None),
         (COMMIT, None),
     ]
     assert all(o["ignore_patterns"] == ["*/*"] for _, o in asked)
-    assert "pytorch_model.bin" not in asked[1][1]["allow_patterns"]
-    assert "pytorch_model.bin" in asked[2][1]["allow_patterns"]
+    assert "pytorch_model.bin" not in asked[2][1]["allow_patterns"]
+    assert "pytorch_model.bin" in asked[3][1]["allow_patterns"]
 
 
 @pytest.mark.parametrize("reference", ["org/bikes", "org/cars@v2"])
