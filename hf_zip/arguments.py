@@ -48,7 +48,7 @@ def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:
             key: labelled(f"--{key}", options[f"--{key}"] or [])
             for key in ("evaluation", "validation")
         },
-        **{key: options[f"--{key}"] for key in ("dtype", "seed") if f"--{key}" in given},
+        **{key: options[f"--{key}"] for key in ("dtype", "seed", "license") if f"--{key}" in given},
     }
     return Recipe.from_dict(values)
 

@@ -12,7 +12,8 @@ from hf_zip.candidates import Kind
 from hf_zip.evaluate import Evaluation, Row
 from hf_zip.kinds import Kind as HeadKind
 from hf_zip.kinds import has_labels
-from hf_zip.metadata import card_metadata, common_license, hub_id, last_row
+from hf_zip.licenses import common_license
+from hf_zip.metadata import card_metadata, hub_id, last_row
 from hf_zip.redact import published
 from hf_zip.report import Report, SourceRecord
 from hf_zip.tables import escape, markdown_table, percent
@@ -78,7 +79,7 @@ def render_card(report: Report, repo_id: str | None = None, revision: str | None
             example=_EXAMPLES.get(pipeline or "text-classification"),
             auto_class=f"AutoModel{part}" if part or bare else report.architecture,
             tasks=[escape(f"the task {task.name}") for task in report.tasks],
-            license=common_license(report.sources),
+            license=common_license([source.license for source in report.sources]),
             table=markdown_table(report.evaluation) if report.evaluation else None,
             kinds={
                 kind: meaning
@@ -125,6 +126,7 @@ def _environment(report: Report) -> Environment:
         "label_map": lambda task: dict(enumerate(task.labels, start=task.start)),
         "origin": _origin,
         "digest": _digest,
+        "licence": _licence,
         "described": _described,
         "percent": percent,
         "yaml": _yaml,
@@ -223,6 +225,14 @@ def _digest(source: SourceRecord) -> str:
     if source.revision:
         return f"`{source.revision}`"
     return f"sha256 `{source.sha256}`" if source.sha256 else "not recorded"
+
+
+def _licence(source: SourceRecord) -> str:
+    """What a source states, in Markdown; the link is somebody's text, and may not become one."""
+    if source.license is None:
+        return "not stated"
+    link = f" ({escape(source.license.link)})" if source.license.link else ""
+    return escape(source.license.name) + link
 
 
 def _names(sources: Sequence[SourceRecord]) -> list[str]:

@@ -67,6 +67,10 @@ def merge(
     validation: Validation = None,
     dtype: Annotated[str | None, typer.Option(help="Precision of the written weights.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
+    license_: Annotated[
+        str | None,
+        typer.Option("--license", help="Licence that the card states, where models differ."),
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as seed=1."),
@@ -98,6 +102,7 @@ def merge(
         "--validation": validation,
         "--dtype": dtype,
         "--seed": seed,
+        "--license": license_,
     }
     from hf_zip.arguments import recipe_from
 

@@ -1,17 +1,15 @@
 """What the card of a merge tells the Hub: base models, data, licence, results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_zip.candidates import Kind
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
+from hf_zip.licenses import common_license
 from hf_zip.metrics import hub_metric
 from hf_zip.report import Report, SourceRecord
-
-# What a card says that states no licence.
-_NO_LICENSE = ("other", "unknown")
 
 
 def card_metadata(report: Report, title: str, pipeline: str | None) -> ModelCardData:
@@ -25,18 +23,31 @@ def card_metadata(report: Report, title: str, pipeline: str | None) -> ModelCard
     base_models = list(dict.fromkeys(filter(None, map(hub_id, report.sources))))
     data_sets = list(dict.fromkeys(_hub_data(report.calibration)))
     results = list(_results(report, pipeline or "other"))
+    stated, name, link = _license(report)
     return ModelCardData(
         base_model=base_models or None,
         base_model_relation="merge",
         library_name="transformers",
         pipeline_tag=pipeline,
         tags=["merge", "hf_zip", report.method.name, *([pipeline] if pipeline else [])],
-        license=common_license(report.sources),
+        license=stated,
+        license_name=name,
+        license_link=link,
         datasets=data_sets or None,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         model_name=title if results else None,
         eval_results=results or None,
     )
+
+
+def _license(report: Report) -> tuple[str | None, str | None, str | None]:
+    """Name in the Hub's list, own name and link of the recipe's licence, or that of all sources."""
+    common = common_license([source.license for source in report.sources])
+    chosen = report.recipe.get("license")
+    if chosen is not None or common is None:
+        return chosen, None, None
+    own = None if common.listed else common.name
+    return "other" if own else common.name, own, common.link
 
 
 def _results(report: Report, task_type: str) -> Iterator[EvalResult]:
@@ -92,12 +103,6 @@ def _hub_data(description: Any) -> Iterator[str]:
     elif isinstance(description, list | tuple):
         for value in description:
             yield from _hub_data(value)
-
-
-def common_license(sources: Sequence[SourceRecord]) -> str | None:
-    """The licence that every source states, if it is one and the same."""
-    stated = {(source.license or "unknown").lower() for source in sources}
-    return stated.pop() if len(stated) == 1 and not stated & {*_NO_LICENSE} else None
 
 
 def last_row(evaluation: Evaluation | None, kind: Kind) -> Row | None:

@@ -16,6 +16,7 @@ from hf_zip.compatibility import (
     refused,
 )
 from hf_zip.errors import HfZipError
+from hf_zip.licenses import license_warnings
 from hf_zip.methods import method_named
 from hf_zip.similarity import (
     ROLES,
@@ -101,6 +102,8 @@ def preflight(
             findings += compare_tokenizers(first, other, force)
         if known.adapter is None:
             findings += _averaged_labels(first, other, force)
+    stated = {source.name: source.license for source in sources}
+    findings += [Finding("warning", "license", text) for text in license_warnings(stated)]
     pairs: tuple[PairSimilarity, ...] = ()
     if not any(finding.code in ("type", "class", "shape") for finding in findings):
         pairs = similarities(sources, known.adapter)

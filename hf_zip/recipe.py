@@ -153,6 +153,8 @@ class Recipe:
         validation: Labelled data of every task on which `budget.points` chooses the depth, as under
             `evaluation`; nothing is reported on them.
         seed: Decides every random choice.
+        license: Licence that the card of the merge states, as the Hub names it; left out, that of
+            the models where they all state one and the same, else none.
     """
 
     merge_method: str
@@ -168,6 +170,7 @@ class Recipe:
     evaluation: tuple[EvaluationSpec, ...] = ()
     validation: tuple[EvaluationSpec, ...] = ()
     seed: int = 0
+    license: str | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked without loading anything."""

@@ -12,6 +12,7 @@ from typing import Any
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation
 from hf_zip.kinds import Kind
+from hf_zip.licenses import License
 from hf_zip.plain import build
 from hf_zip.sources import Source
 from hf_zip.tables import table
@@ -42,7 +43,7 @@ class SourceRecord:
     task: str | None = None
     revision: str | None = None
     sha256: str | None = None
-    license: str | None = None
+    license: License | None = None
     architecture: str | None = None
 
     @classmethod

@@ -29,6 +29,7 @@ from hf_zip.checkpoint import (
     weight_files,
 )
 from hf_zip.errors import HfZipError, first_line
+from hf_zip.licenses import License
 from hf_zip.recipe import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Source:
     processor: Any = None
     revision: str | None = None
     sha256: str | None = None
-    license: str | None = None
+    license: License | None = None
 
     @property
     def architecture(self) -> str:
@@ -217,13 +218,17 @@ def _download(reference: str, token: str | bool | None, allow_pickle: bool) -> P
     return folder
 
 
-def _license(card: Path) -> str | None:
+def _license(card: Path) -> License | None:
     try:
         data = metadata_load(card) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         logger.debug("no licence read from %s: %s", card, error)
         return None
-    found = data.get("license")
-    if found == "other":
-        found = data.get("license_name", found)
-    return str(found) if found else None
+    found: Any = data.get("license")
+    if isinstance(found, list):
+        found = ", ".join(map(str, found))
+    if not found:
+        return None
+    own = data.get("license_name") if found == "other" else None
+    link = data.get("license_link")
+    return License(str(own or found), own is None, str(link) if link else None)

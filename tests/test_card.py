@@ -9,6 +9,7 @@ from PIL import Image
 
 from hf_zip.card import render_card
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
+from hf_zip.licenses import License
 from hf_zip.recipe import Recipe
 from hf_zip.redact import published
 from hf_zip.report import SourceRecord, TaskRecord
@@ -28,7 +29,12 @@ def blocks(card, language):
 
 def on_the_hub(*licenses):
     return tuple(
-        SourceRecord(f"org/m{i}@main", f"m{i}", revision="c0ffee", license=stated)
+        SourceRecord(
+            f"org/m{i}@main",
+            f"m{i}",
+            revision="c0ffee",
+            license=License(stated) if stated else None,
+        )
         for i, stated in enumerate(licenses)
     )
 
@@ -120,6 +126,27 @@ def test_a_licence_is_inherited_if_all_state_it(licenses, inherited):
     else:
         for i, stated in enumerate(licenses):
             assert f"- m{i} states {stated or 'none'}." in text
+
+
+def test_a_licence_of_its_own_is_named_and_linked():
+    own = License("llama3", listed=False, link="https://example.org/<b>")
+    sources = tuple(replace(source, license=own) for source in on_the_hub(None, None))
+    data = ModelCard(render_card(replace(REPORT, sources=sources))).data
+    assert (data.license, data.license_name, data.license_link) == ("other", "llama3", own.link)
+    text = render_card(replace(REPORT, sources=sources))
+    assert "All sources state the licence llama3, and so does this card." in text
+    assert "| llama3 (https://example.org/\\<b\\>) |" in text
+    other = (sources[0], replace(sources[1], license=License("llama3", False, "elsewhere")))
+    assert ModelCard(render_card(replace(REPORT, sources=other))).data.license is None
+
+
+def test_a_licence_in_the_recipe_is_the_cards():
+    recipe = {**REPORT.recipe, "license": "cc0-1.0"}
+    report = replace(REPORT, recipe=recipe, sources=on_the_hub("mit", "apache-2.0"))
+    text = render_card(report)
+    assert ModelCard(text).data.license == "cc0-1.0"
+    assert "This card states the licence cc0-1.0, which whoever made the merge gave it." in text
+    assert "The sources do not all state" not in text
 
 
 def saved(folder, dtype=None, image_processor=True):

@@ -6,6 +6,7 @@ import pytest
 
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
+from hf_zip.licenses import License
 from hf_zip.report import (
     REPORT_NAME,
     MethodRecord,
@@ -34,7 +35,7 @@ REPORT = Report(
     architecture="ViTForImageClassification",
     recipe={"merge_method": "zipit", "models": [{"model": "runs/cars"}, {"model": "org/birds"}]},
     sources=(
-        SourceRecord("runs/cars", "cars", "cars", sha256="ab12", license="mit"),
+        SourceRecord("runs/cars", "cars", "cars", sha256="ab12", license=License("mit")),
         SourceRecord("org/birds", "birds", "birds", revision="c0ffee"),
     ),
     tasks=(
@@ -74,13 +75,13 @@ def test_report_is_read_from_the_folder_of_a_merge(tmp_path):
 
 
 def test_records_are_taken_from_what_was_merged():
-    source = Source("org/a@main", vit(), "pets", "a", revision="c0ffee", license="mit")
+    source = Source("org/a@main", vit(), "pets", "a", revision="c0ffee", license=License("mit"))
     assert SourceRecord.of(source) == SourceRecord(
         "org/a@main",
         "a",
         "pets",
         revision="c0ffee",
-        license="mit",
+        license=License("mit"),
         architecture="ViTForImageClassification",
     )
     record = TaskRecord.of(Task("b", ("x", "y"), 3, (1, 2), ((0, 1), (1, 0))))

@@ -28,6 +28,7 @@ from transformers import (
 from hf_zip import sources
 from hf_zip.adapters.deit import example as deit
 from hf_zip.errors import HfZipError
+from hf_zip.licenses import License
 from hf_zip.recipe import ModelSpec
 from hf_zip.sources import Source, from_model, load_source, load_sources, with_unique_names
 from tests.models import processor, vit
@@ -69,7 +70,7 @@ def test_a_folder_is_loaded_with_all_that_comes_along(folder):
     assert isinstance(source.processor, ViTImageProcessorPil)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert (source.reference, source.name, source.task) == (str(folder), "cars", "vehicles")
-    assert (source.sha256, source.revision, source.license) == (digest, None, "apache-2.0")
+    assert (source.sha256, source.revision, source.license) == (digest, None, License("apache-2.0"))
 
 
 def test_a_half_precision_checkpoint_is_loaded_in_float32(folder):
@@ -120,8 +121,13 @@ def test_a_tokenizer_is_a_processor_too(folder):
         ("no front matter", None),
         ("---\nlicense: [\n---\n", None),
         ("---\n- a list\n---\n", None),
-        ("---\nlicense: other\nlicense_name: llama3\n---\n", "llama3"),
-        ("---\nlicense: other\n---\n", "other"),
+        ("---\nlicense: other\nlicense_name: llama3\n---\n", License("llama3", False)),
+        (
+            "---\nlicense: other\nlicense_name: a\nlicense_link: LICENSE\n---\n",
+            License("a", False, "LICENSE"),
+        ),
+        ("---\nlicense: [mit, bsd]\n---\n", License("mit, bsd")),
+        ("---\nlicense: other\n---\n", License("other")),
         ("---\ntags: [vit]\n---\n", None),
     ],
 )
