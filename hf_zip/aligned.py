@@ -47,6 +47,7 @@ def merge_aligned(
     ]
     if refit == "all":
         merged = refit_aligned(inputs, matching, weights)
+        merged = replace(merged, weights=weights or ())
         return replace(merged, aligned=_completed(aligned, merged.state))
     prefixes = tuple(f"{head}." for head in inputs.heads)
     heads = tuple(
@@ -73,6 +74,7 @@ def merge_aligned(
         provenance={"matched_correlation": dict(matching.correlations)},
         aligned=_completed(aligned, trunk),
         config=config,
+        weights=weights or (),
     )
 
 

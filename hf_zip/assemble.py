@@ -13,11 +13,10 @@ from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.kinds import problem_type
 from hf_zip.learned import counters, learned
+from hf_zip.lineage import CONFIG_KEY
 from hf_zip.method import Merged
 from hf_zip.task_head import task_heads
 from hf_zip.tasks import Task
-
-CONFIG_KEY = "hf_zip"
 
 
 def assemble(
@@ -55,18 +54,20 @@ def assemble(
 def stack_heads(merged: Merged, tasks: Sequence[Task]) -> dict[str, Tensor]:
     """Returns the head's parameters with the rows of all tasks, in the order of the tasks.
 
-    A row is the mean of the members that have its label.
+    A row is the mean of the members that have its label, by their weights.
     """
+    weights = merged.weights or (1.0,) * len(merged.heads)
     stacked: dict[str, list[Tensor]] = {}
     for task in tasks:
         heads = [merged.heads[i] for i in task.members]
         for label in range(len(task.labels)):
+            having = [k for k, own in enumerate(task.rows) if own[label] is not None]
             rows = [
-                {name: tensor[own[label]] for name, tensor in head.items()}
-                for head, own in zip(heads, task.rows, strict=True)
-                if own[label] is not None
+                {name: tensor[task.rows[k][label]] for name, tensor in heads[k].items()}
+                for k in having
             ]
-            for name, row in mean(rows).items():
+            shares = [weights[task.members[k]] for k in having]
+            for name, row in mean(rows, shares).items():
                 stacked.setdefault(name, []).append(row)
     return {name: torch.stack(rows) for name, rows in stacked.items()}
 

@@ -13,6 +13,7 @@ from hf_zip.evaluate import Evaluation, Row
 from hf_zip.kinds import Kind as HeadKind
 from hf_zip.kinds import has_labels
 from hf_zip.licenses import common_license
+from hf_zip.lineage import tree
 from hf_zip.metadata import card_metadata, hub_id, last_row
 from hf_zip.redact import published
 from hf_zip.report import Report, SourceRecord
@@ -127,6 +128,8 @@ def _environment(report: Report) -> Environment:
         "origin": _origin,
         "digest": _digest,
         "licence": _licence,
+        "answers": lambda source: escape(_answers(report, source)),
+        "tree": lambda family: "\n".join(tree(family)),
         "described": _described,
         "percent": percent,
         "yaml": _yaml,
@@ -225,6 +228,13 @@ def _digest(source: SourceRecord) -> str:
     if source.revision:
         return f"`{source.revision}`"
     return f"sha256 `{source.sha256}`" if source.sha256 else "not recorded"
+
+
+def _answers(report: Report, source: SourceRecord) -> str:
+    """The tasks of a source."""
+    position = report.sources.index(source)
+    names = [task.name for task in report.tasks if position in task.members]
+    return ", ".join(names) or source.task or "not named"
 
 
 def _licence(source: SourceRecord) -> str:

@@ -6,10 +6,11 @@ from itertools import groupby
 from torch import nn
 
 from hf_zip.arrangement import arrange_heads, trunks_of
-from hf_zip.assemble import CONFIG_KEY, merge_record
+from hf_zip.assemble import merge_record
 from hf_zip.cost import parameters
 from hf_zip.errors import first_few
 from hf_zip.groups import MergeGroup
+from hf_zip.lineage import method_of_merge, sources_of_merge, tasks_of_merge, tree
 from hf_zip.merged import is_of_own_class, load_merge
 from hf_zip.methods import elementwise_methods
 from hf_zip.modeling import HfZipForImageClassification, HfZipMultiHeadModel
@@ -65,10 +66,13 @@ def _source_lines(source: Source) -> list[str]:
         f"    revision: {source.revision or source.sha256}",
         f"    labels ({len(labels)}): {first_few(labels, 8, str)}",
     ]
-    record = getattr(model.config, CONFIG_KEY, None)
-    if record:
-        tasks = ", ".join(f"{task['name']} ({len(task['labels'])})" for task in record["tasks"])
-        lines.append(f"    a merge by {record.get('merge_method')} of the tasks {tasks}")
+    if method_of_merge(model.config):
+        tasks = tasks_of_merge(model.config)
+        of = ", ".join(f"{task.name} ({len(task.labels)})" for task in tasks)
+        lines.append(
+            f"    a merge by {method_of_merge(model.config)}" + f" of the tasks {of}" * bool(of)
+        )
+        lines += tree(sources_of_merge(model.config), "    ")
     return lines
 
 
@@ -80,6 +84,7 @@ def _multi_head_lines(folder: str, model: HfZipMultiHeadModel) -> list[str]:
         f"    trunk: {config.trunk_config.num_hidden_layers} blocks, width "
         f"{config.trunk_config.hidden_size}, {_size(model.trunk)}",
     ]
+    lines += tree(sources_of_merge(config), "    ")
     for entry, head in zip(config.heads, model.heads, strict=True):
         labels = f": {first_few(entry['labels'], 8, str)}" if entry["labels"] else ""
         lines.append(
@@ -98,6 +103,7 @@ def _partial_lines(folder: str, model: HfZipForImageClassification) -> list[str]
         f"    trunk: {shared} of {shared + own} blocks, width {config.trunk_config.hidden_size}, "
         f"{_size(model.trunk)}",
     ]
+    lines += tree(sources_of_merge(config), "    ")
     lines += [
         f"    tail {position}: {own} of {shared + own} blocks, {labels} labels, {_size(tail)}"
         for position, (tail, labels) in enumerate(zip(model.tails, config.tails, strict=True))

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_zip.assemble import CONFIG_KEY, load_parameters, merge_record, set_labels, task_model
+from hf_zip.assemble import load_parameters, merge_record, set_labels, task_model
 from hf_zip.checkpoint import load_as, load_processor, weight_files
 from hf_zip.errors import HfZipError, unknown
+from hf_zip.lineage import CONFIG_KEY
 from hf_zip.modeling import (
     HfZipConfig,
     HfZipForImageClassification,
     HfZipMultiHeadConfig,
     HfZipMultiHeadModel,
 )
-from hf_zip.sources import load_source
+from hf_zip.sources import checkout, load_source
 
 _OWN_CLASSES: Mapping[str, type[PreTrainedModel]] = {
     HfZipConfig.model_type: HfZipForImageClassification,
@@ -26,26 +27,36 @@ _OWN_CLASSES: Mapping[str, type[PreTrainedModel]] = {
 }
 
 
-def load_merge(folder: str | Path) -> tuple[PreTrainedModel, Any]:
-    """Returns the model in a folder that a merge wrote, in its own precision, and its processor.
+def load_merge(reference: str | Path) -> tuple[PreTrainedModel, Any]:
+    """Returns a model that a merge wrote, in its own precision, and its processor.
+
+    Args:
+        reference: A folder, or a Hub id as of other models.
 
     Raises:
-        HfZipError: The folder holds no model, or one that no merge wrote.
+        HfZipError: There is no model, or one that no merge wrote.
     """
-    folder = Path(folder)
+    folder, _ = checkout(str(reference))
     own = _OWN_CLASSES.get(_model_type(folder))
     if own is not None:
-        name = str(folder)
+        name = str(reference)
         model = load_as(own, folder, weight_files(folder, name), name, "auto")
         return model, load_processor(folder, name)
-    source = load_source(str(folder), dtype="auto")
+    source = load_source(str(reference), dtype="auto")
     merge_record(source.model.config)
     return source.model, source.processor
 
 
-def is_of_own_class(folder: str | Path) -> bool:
-    """Tells whether a folder holds a merge of a class of hf_zip's own, such as a partial zip."""
-    return _model_type(Path(folder)) in _OWN_CLASSES
+def is_of_own_class(reference: str | Path) -> bool:
+    """Tells whether a model is a merge of a class of hf_zip's own, such as a partial zip.
+
+    Args:
+        reference: A folder, or a Hub id.
+
+    Raises:
+        HfZipError: There is no such folder or repository in reach.
+    """
+    return _model_type(checkout(str(reference))[0]) in _OWN_CLASSES
 
 
 def _model_type(folder: Path) -> str:

@@ -142,6 +142,8 @@ class Merged:
         config: Entries of the config that differ from the sources'.
         aligned: Each source's parameters, heads included, rewritten in the merged features; nothing
             for a method that has no such maps. They go with `config`, as the merged ones do.
+        weights: Share of each source in rows that several heads have; nothing where all have the
+            same.
     """
 
     state: dict[str, Tensor]
@@ -149,6 +151,7 @@ class Merged:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     aligned: tuple[State, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ class WeightOptions:
     """Options of one model.
 
     Args:
-        weight: Share of this model in the mean; the weights are divided by their sum.
+        weight: Share of this model in the mean; the weights are divided by their sum. Left out, a
+            merge weighs as much as its sources together, and any other model 1.
     """
 
     weight: float = 1.0

@@ -8,12 +8,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.align import State
-from hf_zip.assemble import CONFIG_KEY, bare_config, load_parameters
+from hf_zip.assemble import bare_config, load_parameters
 from hf_zip.collect import Observation, collect
 from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap
 from hf_zip.headless import base_of
+from hf_zip.lineage import CONFIG_KEY
 from hf_zip.method import Merged, Runtime
 from hf_zip.modeling import HfZipMultiHeadConfig, HfZipMultiHeadModel
 from hf_zip.recipe import Unmerge

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import State
-from hf_zip.assemble import CONFIG_KEY, bare_config, load_parameters, set_labels
+from hf_zip.assemble import bare_config, load_parameters, set_labels
 from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import base_name, head_names
+from hf_zip.lineage import CONFIG_KEY
 from hf_zip.method import Merged, Runtime
 from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
 from hf_zip.recipe import Unmerge

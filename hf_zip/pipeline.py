@@ -101,7 +101,7 @@ def merge(
     models: Recipe | Mapping[str, Any] | str | Path | Sequence[str | Path | PreTrainedModel],
     *,
     method: str | None = None,
-    tasks: Sequence[str] | None = None,
+    tasks: Sequence[str | None] | None = None,
     processor: Any = None,
     calibration: Any = None,
     evaluation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
@@ -118,7 +118,8 @@ def merge(
         models: A recipe, its mapping, or the path of its YAML file; or a list of models: folders,
             Hub ids, or models in memory, which are left as they are.
         method: Merge method, for a list of models.
-        tasks: One task name per model of a list.
+        tasks: One task name per model of a list; nothing for a model that is named after itself or,
+            if it is a merge, has the tasks of that.
         processor: Image processor or tokenizer of models in memory.
         calibration: Unlabelled inputs, for a list of models: what a recipe may say, one or several
             data sets by name, or a data set, a list of images or texts or a tensor in memory.
@@ -159,6 +160,7 @@ def merge(
     merged = run_method(chosen, prepared, options)
     unmerge = resolve_unmerge(chosen, request)
     record = {"merge_method": chosen.name, "parameters": plain(options)}
+    record["sources"] = plain(prepared.family)
     assembled = assemble_merge(recipe, merged, prepared, record, unmerge)
     model = assembled.model
     resolved = resolved_recipe(recipe, prepared, options, assembled.depth, unmerge)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ from hf_zip.evaluate import description_of
 from hf_zip.groups import blocks
 from hf_zip.headless import heads_apart
 from hf_zip.learned import learned
+from hf_zip.lineage import Ancestor, method_of_merge, sources_of_merge, weight_of
 from hf_zip.method import MergeInputs, MergeMethod, Runtime
 from hf_zip.methods import elementwise_methods, methods
 from hf_zip.partial import check_partial
 from hf_zip.plain import build
 from hf_zip.preflight import Preflight, preflight, render
-from hf_zip.recipe import Recipe, Unmerge
+from hf_zip.recipe import ModelSpec, Recipe, Unmerge
 from hf_zip.refit.walk import check_scores
 from hf_zip.request import Request
 from hf_zip.sources import Source
@@ -56,6 +57,22 @@ class Prepared:
     evaluation: Mapping[str, Any]
     validation: Mapping[str, Any] = field(default_factory=dict)
     apart: bool = False
+
+    @property
+    def family(self) -> tuple[Ancestor, ...]:
+        """The sources with what they were merged of themselves, for the config of the merge."""
+        weights = [getattr(options, "weight", None) for options in self.inputs.model_options]
+        return tuple(
+            Ancestor(
+                name=source.name,
+                model=source.reference.partition("@")[0] if source.revision else None,
+                digest=source.revision or source.sha256,
+                weight=weight_of(source.model.config) if weight is None else weight,
+                merge_method=method_of_merge(source.model.config),
+                sources=sources_of_merge(source.model.config),
+            )
+            for source, weight in zip(self.sources, weights, strict=True)
+        )
 
 
 def check_needs(method: MergeMethod, request: Request) -> None:
@@ -133,6 +150,7 @@ def prepare(
         for i, spec in enumerate(recipe.models)
     )
     sources = request.load_sources()
+    model_options = tuple(map(_weighted, recipe.models, model_options, sources))
     known = support(trunks_of(sources)[0].model)
     _check_supported(method, recipe, known, heads_apart(sources))
     if known.adapter is not None:
@@ -220,6 +238,13 @@ def _check_supported(method: MergeMethod, recipe: Recipe, known: Support, apart:
             f"stop_at is {recipe.stop_at}, but which blocks could be shared is not known: "
             f"{known.obstacle}. Leave stop_at out to share all"
         )
+
+
+def _weighted(spec: ModelSpec, options: Any, source: Source) -> Any:
+    """The options of a model; without a weight of its own it has that of its sources together."""
+    if "weight" in spec.parameters or not hasattr(options, "weight"):
+        return options
+    return replace(options, weight=weight_of(source.model.config))
 
 
 def _by_accuracy(recipe: Recipe) -> bool:

@@ -1,5 +1,6 @@
 """What is written beside a merged model: resolved recipe, report, card."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from hf_zip.redact import published
 from hf_zip.report import REPORT_NAME, MethodRecord, Report, SourceRecord, TaskRecord, versions
 from hf_zip.save import MARKER, write_text
 from hf_zip.sources import Source
+from hf_zip.tasks import Task
 
 
 def resolved_recipe(
     recipe: Recipe, prepared: Prepared, options: Any, depth: int | None, unmerge: Unmerge
 ) -> Recipe:
     """Returns the recipe with every default, task and revision written out."""
-    names = {i: task.name for task in prepared.tasks for i in task.members}
+    names = _only_task(prepared.tasks)
     return replace(
         recipe,
         models=tuple(
@@ -39,6 +41,15 @@ def resolved_recipe(
         validation=(),
         unmerge=recipe.unmerge if depth is None and not prepared.apart else unmerge,
     )
+
+
+def _only_task(tasks: Sequence[Task]) -> dict[int, str | None]:
+    """The task of each source by position; nothing for one that has several, as merges may."""
+    names: dict[int, str | None] = {}
+    for task in tasks:
+        for position in task.members:
+            names[position] = None if position in names else task.name
+    return names
 
 
 def make_report(
@@ -81,6 +92,7 @@ def make_report(
         explained={**merged.provenance.get("explained", {}), **assembled.explained},
         depths=tuple(asdict(depth) for depth in assembled.curve),
         validation=assembled.validation,
+        family=prepared.family,
         calibration=getattr(prepared.inputs.runtime.calibration, "description", None),
     )
 

@@ -13,6 +13,7 @@ from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation
 from hf_zip.kinds import Kind
 from hf_zip.licenses import License
+from hf_zip.lineage import Ancestor
 from hf_zip.plain import build
 from hf_zip.sources import Source
 from hf_zip.tables import table
@@ -129,6 +130,7 @@ class Report:
             `explained` to on held-out inputs, and `parameters`; where it chose by accuracy, also
             the accuracies on the `validation` data by task, of the depths that were measured.
         validation: What it chose on by accuracy; nothing where it did not.
+        family: The sources by their weights, with what those that are merges were merged of.
         calibration: Where the calibration inputs come from, as they describe themselves; nothing
             where there were none.
         evaluation: What was measured; nothing before that.
@@ -154,6 +156,7 @@ class Report:
     explained: Mapping[str, float] = field(default_factory=dict)
     depths: tuple[Mapping[str, Any], ...] = ()
     validation: Validation | None = None
+    family: tuple[Ancestor, ...] = ()
     calibration: Mapping[str, Any] | None = None
     evaluation: Evaluation | None = None
     schema_version: int = SCHEMA_VERSION

@@ -139,7 +139,7 @@ class Request:
 def read_request(
     models: Recipe | Mapping[str, Any] | str | Path | Sequence[str | Path | PreTrainedModel],
     method: str | None = None,
-    tasks: Sequence[str] | None = None,
+    tasks: Sequence[str | None] | None = None,
     processor: Any = None,
     calibration: Any = None,
     evaluation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,

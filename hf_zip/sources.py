@@ -110,10 +110,7 @@ def load_source(
             class that transformers does not know; a weight is missing, left over, of another shape
             or not finite; a file of it cannot be read, or is not to be trusted (`hf_zip.trust`).
     """
-    folder = Path(reference).expanduser()
-    local = folder.exists()
-    if not local:
-        folder = _download(reference, token, allow_pickle)
+    folder, local = checkout(reference, token, allow_pickle)
     files = weight_files(folder, reference, allow_pickle)
     model = load_model(folder, files, reference, dtype)
     return Source(
@@ -126,6 +123,25 @@ def load_source(
         sha256=digest(files) if local else None,
         license=_license(folder / "README.md"),
     )
+
+
+def checkout(
+    reference: str, token: str | bool | None = None, allow_pickle: bool = False
+) -> tuple[Path, bool]:
+    """Returns a checkpoint's folder, fetched from the Hub where there is none, and if it is local.
+
+    Args:
+        reference: See `load_source`, as for the other arguments.
+        token: The same.
+        allow_pickle: The same.
+
+    Raises:
+        HfZipError: There is no such folder or repository in reach.
+    """
+    folder = Path(reference).expanduser()
+    if folder.exists():
+        return folder, True
+    return _download(reference, token, allow_pickle), False
 
 
 def from_model(

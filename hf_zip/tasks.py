@@ -1,13 +1,14 @@
 """Tasks and their labels: who shares a head, and where each task's rows lie in the merged one."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
 from hf_zip.errors import HfZipError
 from hf_zip.kinds import Kind, has_labels, head_kind
+from hf_zip.lineage import tasks_of_merge
 from hf_zip.recipe import Labels
 from hf_zip.sources import Source
 
@@ -66,8 +67,9 @@ def resolve_tasks(sources: Sequence[Source], overlapping: Labels | None = None) 
     """Returns the tasks of a merge, in the order of the sources.
 
     Sources with the same task name share one head, row by row of the same label. A source without a
-    task name shares the head of an unnamed source with the same, meaningful labels; else its task
-    is named after it. Labels that say nothing become `task/LABEL_0`.
+    task name that is a merge has the tasks of that; another one shares the head of an unnamed
+    source with the same, meaningful labels; else its task is named after it. Labels that say
+    nothing become `task/LABEL_0`.
 
     Args:
         sources: The models.
@@ -79,16 +81,17 @@ def resolve_tasks(sources: Sequence[Source], overlapping: Labels | None = None) 
         HfZipError: Models of one task have different labels, or labels that cannot be matched; a
             label occurs in two tasks; or a row has none.
     """
-    members: dict[str, list[int]] = {}
+    parts: dict[str, list[_Part]] = {}
     for position in range(len(sources)):
-        members.setdefault(_task_name(sources, position, members), []).append(position)
+        for name, part in _parts(sources, position, parts):
+            parts.setdefault(name, []).append(part)
 
-    kinds = {name: _common_kind(name, [sources[i] for i in who]) for name, who in members.items()}
+    kinds = {name: _common_kind(name, shared) for name, shared in parts.items()}
     named = {
-        name: _common_labels(name, [sources[i] for i in who], overlapping == "union")
+        name: _common_labels(name, shared, overlapping == "union")
         if has_labels(kinds[name])
         else ()
-        for name, who in members.items()
+        for name, shared in parts.items()
     }
     apart = {name: says_nothing(labels) for name, labels in named.items()}
     owners: dict[str, str] = {}
@@ -110,8 +113,9 @@ def resolve_tasks(sources: Sequence[Source], overlapping: Labels | None = None) 
     tasks, start = [], 0
     for name, labels in named.items():
         shown = tuple(f"{name}/{x}" if apart[name] or x in clashes else x for x in labels)
-        rows = tuple(_rows(labels, labels_of(sources[i].model.config)) for i in members[name])
-        tasks.append(Task(name, shown, start, tuple(members[name]), rows, kinds[name]))
+        rows = tuple(_rows(labels, part) for part in parts[name])
+        members = tuple(part.position for part in parts[name])
+        tasks.append(Task(name, shown, start, members, rows, kinds[name]))
         start += len(labels)
     return tuple(tasks)
 
@@ -143,75 +147,116 @@ def separate_tasks(sources: Sequence[Source]) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def _task_name(sources: Sequence[Source], position: int, members: dict[str, list[int]]) -> str:
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one source's head that answer one task.
+
+    Args:
+        position: Which source.
+        source: The source.
+        kind: What its head answers.
+        labels: Its labels for the task, in the order of its rows.
+        start: The first of these rows.
+    """
+
+    position: int
+    source: Source
+    kind: Kind
+    labels: tuple[str, ...]
+    start: int = 0
+
+
+def _parts(
+    sources: Sequence[Source], position: int, known: Mapping[str, list[_Part]]
+) -> Iterator[tuple[str, _Part]]:
+    """The tasks of a source by name: one, or those of a merge that is given no task."""
+    source = sources[position]
+    labels, kind = labels_of(source.model.config), head_kind(source.model)
+    entries = tasks_of_merge(source.model.config) if source.task is None else ()
+    if not entries or not has_labels(kind):
+        yield _task_name(sources, position, known), _Part(position, source, kind, labels)
+        return
+    for entry in entries:
+        prefix = f"{entry.name}/"  # of labels that the merge kept apart
+        own = labels[entry.start : entry.start + len(entry.labels)]
+        found = tuple(label.removeprefix(prefix) for label in own)
+        yield entry.name, _Part(position, source, entry.kind or kind, found, entry.start)
+
+
+def _task_name(sources: Sequence[Source], position: int, known: Mapping[str, list[_Part]]) -> str:
     source = sources[position]
     if source.task is not None:
         return source.task
     labels, kind = labels_of(source.model.config), head_kind(source.model)
-    for name, who in members.items():
-        other = sources[who[0]].model
-        same = set(labels_of(other.config)) == set(labels) and head_kind(other) == kind
-        if same and sources[who[0]].task is None and not says_nothing(labels):
+    for name, (first, *_) in known.items():
+        same = set(first.labels) == set(labels) and first.kind == kind
+        if same and first.source.task is None and not says_nothing(labels):
             return name
     name = source.name or f"task_{position}"
-    taken = {*members, *(other.task for other in sources)}
+    taken = {*known, *(other.task for other in sources)}
     while name in taken:
         name = f"{name}_{position}"
     return name
 
 
-def _common_labels(name: str, sources: Sequence[Source], union: bool) -> tuple[str, ...]:
-    first, *others = (labels_of(source.model.config) for source in sources)
-    if union and any(sorted(labels) != sorted(first) for labels in others):
-        return _united(name, sources)
-    for source, labels in zip(sources[1:], others, strict=True):
-        if sorted(labels) != sorted(first):
-            only = sorted(set(labels) ^ set(first))
+def _common_labels(name: str, parts: Sequence[_Part], union: bool) -> tuple[str, ...]:
+    first, *others = parts
+    if union and any(sorted(other.labels) != sorted(first.labels) for other in others):
+        return _united(name, parts)
+    for other in others:
+        if sorted(other.labels) != sorted(first.labels):
+            only = sorted(set(other.labels) ^ set(first.labels))
             raise HfZipError(
-                f"{sources[0].reference!r} and {source.reference!r} are both given as task "
-                f"{name!r}, but their labels differ ({len(first)} and {len(labels)} labels; in one "
-                f"only: {', '.join(only[:5])}). Set labels: union (--labels union) to give them "
+                f"{_both(first, other)} both have the task {name!r}, but their labels differ "
+                f"({len(first.labels)} and {len(other.labels)} labels; in one only: "
+                f"{', '.join(only[:5])}). Set labels: union (--labels union) to give them "
                 "one head with the labels of both, or give them different tasks, with labels: "
                 "apart to keep the labels that both have as 'task/label'"
             )
-        if len(set(labels)) < len(labels) and labels != first:
+        if len(set(other.labels)) < len(other.labels) and other.labels != first.labels:
             raise HfZipError(
-                f"{sources[0].reference!r} and {source.reference!r} share task {name!r} and repeat "
+                f"{_both(first, other)} share task {name!r} and repeat "
                 "labels in different orders, so their rows cannot be matched; give every label a "
                 "name of its own in id2label"
             )
-    return first
+    return first.labels
 
 
-def _united(name: str, sources: Sequence[Source]) -> tuple[str, ...]:
+def _united(name: str, parts: Sequence[_Part]) -> tuple[str, ...]:
     """The labels of all models of a task, each once, in the order in which they come."""
     found: dict[str, None] = {}
-    for source in sources:
-        labels = labels_of(source.model.config)
+    for part in parts:
+        labels = part.labels
         if says_nothing(labels) or len(set(labels)) < len(labels):
             reason = "says nothing" if says_nothing(labels) else "occurs twice"
             twice = next((x for x in labels if labels.count(x) > 1), labels[0])
             raise HfZipError(
                 f"the labels of task {name!r} cannot be united by name, because {twice!r} of "
-                f"{source.reference!r} {reason}; give every label a name of its own in id2label"
+                f"{part.source.reference!r} {reason}; give every label a name of its own in "
+                "id2label"
             )
         found |= dict.fromkeys(labels)
     return tuple(found)
 
 
-def _common_kind(name: str, sources: Sequence[Source]) -> Kind:
-    first, *others = (head_kind(source.model) for source in sources)
-    for source, kind in zip(sources[1:], others, strict=True):
-        if kind != first:
+def _common_kind(name: str, parts: Sequence[_Part]) -> Kind:
+    first, *others = parts
+    for other in others:
+        if other.kind != first.kind:
             raise HfZipError(
-                f"{sources[0].reference!r} and {source.reference!r} are both given as task "
-                f"{name!r}, but their heads answer different questions, {first} and {kind} (by "
-                "their class and the problem_type of their config). Give them different tasks"
+                f"{_both(first, other)} both have the task {name!r}, but their heads answer "
+                f"different questions, {first.kind} and {other.kind} (by their class and the "
+                "problem_type of their config). Give them different tasks"
             )
-    return first
+    return first.kind
 
 
-def _rows(labels: tuple[str, ...], own: tuple[str, ...]) -> tuple[int | None, ...]:
+def _both(first: _Part, other: _Part) -> str:
+    return f"{first.source.reference!r} and {other.source.reference!r}"
+
+
+def _rows(labels: tuple[str, ...], part: _Part) -> tuple[int | None, ...]:
+    own, start = part.labels, part.start
     if labels and len(set(own)) < len(own):  # repeated names cannot tell rows apart
-        return tuple(range(len(own)))
-    return tuple(own.index(label) if label in own else None for label in labels)
+        return tuple(range(start, start + len(own)))
+    return tuple(start + own.index(label) if label in own else None for label in labels)

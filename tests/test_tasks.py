@@ -109,7 +109,7 @@ def test_three_tasks_of_one_label():
 
 def test_one_task_with_different_labels():
     text = (
-        r"'models/one' and 'models/two' are both given as task 't', but their labels differ \(2 and "
+        r"'models/one' and 'models/two' both have the task 't', but their labels differ \(2 and "
         r"3 labels; in one only: b, c, d\). Set labels: union .* different tasks, with labels: apart"
     )
     with pytest.raises(HfZipError, match=text):
