@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Processes that share the tests; each of them holds torch, so more need memory.
+WORKERS ?= 2
 
 .PHONY: install demo test test-slow style quality bench wheel clean
 
@@ -18,7 +20,7 @@ demo: install  ## train two small ViTs on halves of the digits, merge, evaluate,
 	$(BIN)/python scripts/demo.py
 
 test: install  ## the quick suite
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-slow: install  ## what needs minutes
 	$(BIN)/python -m pytest -m slow
