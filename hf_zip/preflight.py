@@ -25,6 +25,7 @@ from hf_zip.similarity import (
     PairSimilarity,
     initialisation,
     similarities,
+    task_vector_similarities,
 )
 from hf_zip.sources import Source
 from hf_zip.support import Support, support
@@ -61,12 +62,14 @@ class Preflight:
         initialisation: Whether the models share one; `similarity.initialisation` says how it is
             told.
         suggestion: Which method fits, in words.
+        task_vectors: How alike what every pair changed of the base model is; nothing without one.
     """
 
     findings: tuple[Finding, ...]
     similarities: tuple[PairSimilarity, ...]
     initialisation: Initialisation
     suggestion: str
+    task_vectors: tuple[PairSimilarity, ...] = ()
 
 
 def preflight(
@@ -76,6 +79,7 @@ def preflight(
     needs_shared_init: bool = False,
     method: str = "",
     force: bool = False,
+    base: Source | None = None,
 ) -> Preflight:
     """Returns what is known of a merge before the work, or refuses it with all its problems.
 
@@ -85,6 +89,7 @@ def preflight(
         needs_shared_init: The method is for models that share their initialisation.
         method: Name of the method, for messages.
         force: Turn the problems that somebody may know better about into warnings.
+        base: The model that the others were fine-tuned from, where it is known.
 
     Raises:
         HfZipError: The models do not fit together; the message lists everything that was found.
@@ -105,11 +110,16 @@ def preflight(
     stated = {source.name: source.license for source in sources}
     findings += [Finding("warning", "license", text) for text in license_warnings(stated)]
     pairs: tuple[PairSimilarity, ...] = ()
+    changes: tuple[PairSimilarity, ...] = ()
     if not any(finding.code in ("type", "class", "shape") for finding in findings):
         pairs = similarities(sources, known.adapter)
         findings += _identical(sources)
         if needs_shared_init:
             findings += _initialisation(pairs, known.adapter, method or "this method", force)
+        if base is not None and _type(base) == _type(first):
+            changes = task_vector_similarities(sources, base.model, known.adapter)
+        if base is not None and pairs and not changes:
+            findings.append(_other_base(base, first))
 
     errors = [finding.message for finding in findings if finding.level == "error"]
     if errors:
@@ -124,6 +134,7 @@ def preflight(
         similarities=pairs,
         initialisation=verdict,
         suggestion=_suggestion(verdict, known.adapter),
+        task_vectors=changes,
     )
 
 
@@ -209,6 +220,16 @@ def _averaged_labels(first: Source, other: Source, force: bool) -> Iterator[Find
             "these rows are merged one by one, whatever they mean",
             force,
         )
+
+
+def _other_base(base: Source, first: Source) -> Finding:
+    return Finding(
+        "warning",
+        "base",
+        f"base_model {base.reference!r}, a {type(base.model).__name__}, has no weights of the "
+        f"shapes of {first.reference!r}, a {type(first.model).__name__}, so it is not known what "
+        "the models changed of it; name the model that they were fine-tuned from",
+    )
 
 
 def _identical(sources: Sequence[Source]) -> Iterator[Finding]:

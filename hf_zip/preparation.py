@@ -162,6 +162,7 @@ def prepare(
         needs_shared_init=method.requires.shared_init,
         method=method.name,
         force=force,
+        base=_base(request, method),
     )
     if accelerator.is_main_process:
         logger.info("%s", render(findings))
@@ -196,6 +197,17 @@ def prepare(
         validation=validation,
         apart=heads_apart(sources),
     )
+
+
+def _base(request: Request, method: MergeMethod) -> Source | None:
+    """The base model; for methods that do without, only if it can be loaded."""
+    try:
+        return request.load_base()
+    except HfZipError as error:
+        if method.requires.base:
+            raise
+        logger.warning("what the models changed of their base model is not compared: %s", error)
+        return None
 
 
 def covariances(inputs: MergeInputs) -> dict[str, tuple[torch.Tensor, ...]]:

@@ -11,7 +11,15 @@ from hf_zip.method import Merged, MergeMethod
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Recipe, Unmerge
 from hf_zip.redact import published
-from hf_zip.report import REPORT_NAME, MethodRecord, Report, SourceRecord, TaskRecord, versions
+from hf_zip.report import (
+    REPORT_NAME,
+    MethodRecord,
+    Report,
+    SimilarityRecord,
+    SourceRecord,
+    TaskRecord,
+    versions,
+)
 from hf_zip.save import MARKER, write_text
 from hf_zip.sources import Source
 from hf_zip.tasks import Task
@@ -87,6 +95,10 @@ def make_report(
         dtype=recipe.dtype,
         processor=type(processor).__name__ if processor is not None else None,
         shared_init={"shared": True, "different": False}.get(verdict),
+        similarities=(
+            *(SimilarityRecord.of(x, "weights") for x in prepared.findings.similarities),
+            *(SimilarityRecord.of(x, "task vectors") for x in prepared.findings.task_vectors),
+        ),
         findings=tuple(finding.message for finding in prepared.findings.findings),
         matching=merged.provenance.get("matched_correlation", {}),
         explained={**merged.provenance.get("explained", {}), **assembled.explained},

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation
@@ -15,6 +15,7 @@ from hf_zip.kinds import Kind
 from hf_zip.licenses import License
 from hf_zip.lineage import Ancestor
 from hf_zip.plain import build
+from hf_zip.similarity import PairSimilarity
 from hf_zip.sources import Source
 from hf_zip.tables import table
 from hf_zip.tasks import Task
@@ -90,6 +91,32 @@ class MethodRecord:
 
 
 @dataclass(frozen=True)
+class SimilarityRecord:
+    """How alike two sources are.
+
+    Args:
+        first: Name of the one.
+        second: Name of the other.
+        compared: Their weights, or their task vectors: what each changed of the base model.
+        cosines: By role of the weights; see `hf_zip.similarity.PairSimilarity`.
+        sign_conflicts: The same for the share of opposite signs.
+    """
+
+    first: str
+    second: str
+    compared: Literal["weights", "task vectors"]
+    cosines: Mapping[str, float]
+    sign_conflicts: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, pair: PairSimilarity, compared: Literal["weights", "task vectors"]
+    ) -> "SimilarityRecord":
+        """Returns the record of what preflight found of a pair."""
+        return cls(pair.first, pair.second, compared, pair.cosines, pair.sign_conflicts)
+
+
+@dataclass(frozen=True)
 class Validation:
     """What a depth that was chosen by accuracy was chosen on.
 
@@ -121,6 +148,8 @@ class Report:
         processor: Class of the image processor or tokenizer that is saved with the model, if any.
         shared_init: Whether the sources were fine-tuned from one initialisation; nothing if that
             was not checked.
+        similarities: How alike the weights of every pair of sources are, and, where the base model
+            is known, their task vectors.
         findings: What the checks before the merge found, one sentence each.
         matching: Mean correlation of the features that were merged, by merge group; nothing for
             a method that matches none.
@@ -151,6 +180,7 @@ class Report:
     dtype: str = "float32"
     processor: str | None = None
     shared_init: bool | None = None
+    similarities: tuple[SimilarityRecord, ...] = ()
     findings: tuple[str, ...] = ()
     matching: Mapping[str, float] = field(default_factory=dict)
     explained: Mapping[str, float] = field(default_factory=dict)

@@ -72,6 +72,11 @@ class Request:
             for i, spec in enumerate(self.recipe.models)
         )
 
+    def load_base(self) -> Source | None:
+        """Returns the model that the others were fine-tuned from; nothing if none is named."""
+        name = self.recipe.base_model
+        return None if name is None else load_source(name)
+
     def load_calibration(self, source: Source) -> Any:
         """Returns the calibration inputs as a source takes them; nothing where there are none."""
         if not self.has_calibration:

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Literal
 
@@ -35,11 +35,15 @@ class PairSimilarity:
             in the one and in the other, over all blocks; without a table, one over all weights but
             the task head's. Parameters with fewer than two dimensions are left out: at their
             initialisation they are alike in all models.
+        sign_conflicts: For the same roles the share, in [0, 1], of opposite signs among the weights
+            that are zero in neither; one half for unrelated models. Roles without such weights are
+            left out.
     """
 
     first: str
     second: str
     cosines: Mapping[str, float]
+    sign_conflicts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def initialisation(self) -> Initialisation:
@@ -59,18 +63,49 @@ def similarities(sources: Sequence[Source], adapter: Adapter | None) -> tuple[Pa
         sources: Models of the same shapes.
         adapter: Their family's table; nothing if there is none that covers their class.
     """
+    return _pairs(sources, [_by_role(source.model, adapter) for source in sources])
+
+
+def task_vector_similarities(
+    sources: Sequence[Source], base: PreTrainedModel, adapter: Adapter | None
+) -> tuple[PairSimilarity, ...]:
+    """Returns how alike the changes are that every pair of models made to a base model.
+
+    Roles whose weights have other shapes in the base model, such as embeddings of more tokens, are
+    left out; without any other there are no pairs.
+
+    Args:
+        sources: Models of the same shapes.
+        base: What they were fine-tuned from; its head may be another.
+        adapter: Their family's table; nothing if there is none that covers their class.
+
+    Source: Ilharco et al., Editing Models with Task Arithmetic, section 2,
+        https://arxiv.org/abs/2212.04089; conflicts of signs: Yadav et al., TIES-Merging, section
+        3, https://arxiv.org/abs/2306.01708, here before any trimming.
+    """
+    before = _by_role(base, adapter)
+    after = [_by_role(source.model, adapter) for source in sources]
     roles = [
-        _all_weights(source.model) if adapter is None else _weights(source.model, adapter)
-        for source in sources
+        role for role, own in after[0].items() if _shapes(own) == _shapes(before.get(role, []))
     ]
-    return tuple(
-        PairSimilarity(
-            sources[i].name,
-            sources[j].name,
-            {role: _cosine(roles[i][role], roles[j][role]) for role in roles[i]},
-        )
-        for i, j in combinations(range(len(sources)), 2)
-    )
+    if not roles:
+        return ()
+    changes = [
+        {r: [x - y for x, y in zip(own[r], before[r], strict=True)] for r in roles} for own in after
+    ]
+    return _pairs(sources, changes)
+
+
+def _pairs(
+    sources: Sequence[Source], weights: Sequence[Mapping[str, Sequence[Tensor]]]
+) -> tuple[PairSimilarity, ...]:
+    found = []
+    for (one, own), (other, theirs) in combinations(zip(sources, weights, strict=True), 2):
+        compared = {role: _compare(own[role], theirs[role]) for role in own}
+        conflicts = {role: share for role, (_, share) in compared.items() if share is not None}
+        cosines = {role: cosine for role, (cosine, _) in compared.items()}
+        found.append(PairSimilarity(one.name, other.name, cosines, conflicts))
+    return tuple(found)
 
 
 def initialisation(pairs: Sequence[PairSimilarity]) -> Initialisation:
@@ -94,8 +129,12 @@ def initialisation(pairs: Sequence[PairSimilarity]) -> Initialisation:
     return "unclear" if "unclear" in verdicts else "shared"
 
 
-def _weights(model: PreTrainedModel, adapter: Adapter) -> dict[str, list[Tensor]]:
+def _by_role(model: PreTrainedModel, adapter: Adapter | None) -> dict[str, list[Tensor]]:
     """Returns the parameters of every role, in the model's order."""
+    return _all_weights(model) if adapter is None else _weights(model, adapter)
+
+
+def _weights(model: PreTrainedModel, adapter: Adapter) -> dict[str, list[Tensor]]:
     layers = blocks(model, adapter)
     names = {role: [f"{getattr(layer, role)}.weight" for layer in layers] for role in LINEAR_ROLES}
     names["embeddings"] = list(embedding_names(model, adapter))
@@ -119,14 +158,26 @@ def _all_weights(model: PreTrainedModel) -> dict[str, list[Tensor]]:
     return {WEIGHTS: parameters} if parameters else {}
 
 
-def _cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Returns the cosine between two lists of tensors, each as one vector; 0 where one is 0."""
+def _shapes(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in tensors]
+
+
+def _compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[float, float | None]:
+    """Returns cosine and sign conflict of two lists of tensors, each as one vector.
+
+    The cosine is 0 where one is 0; without weights that are zero in neither there is no conflict.
+    """
     dot = norm_first = norm_second = 0.0
+    opposite = counted = 0
     for a, b in zip(first, second, strict=True):
         x, y = a.double().flatten(), b.double().flatten()
         dot += float(x @ y)
         norm_first += float(x @ x)
         norm_second += float(y @ y)
+        signs = x.sign() * y.sign()
+        opposite += int((signs < 0).sum())
+        counted += int((signs != 0).sum())
+    share = opposite / counted if counted else None
     if norm_first == 0 or norm_second == 0:
-        return 0.0
-    return dot / math.sqrt(norm_first * norm_second)
+        return 0.0, share
+    return dot / math.sqrt(norm_first * norm_second), share

@@ -11,7 +11,14 @@ from hf_zip.adapters.bert import example as bert
 from hf_zip.adapters.deit import example as deit
 from hf_zip.errors import HfZipError
 from hf_zip.preflight import Preflight, preflight, render
-from hf_zip.similarity import LINEAR_ROLES, ROLES, PairSimilarity, initialisation, similarities
+from hf_zip.similarity import (
+    LINEAR_ROLES,
+    ROLES,
+    PairSimilarity,
+    initialisation,
+    similarities,
+    task_vector_similarities,
+)
 from hf_zip.sources import Source, from_model
 from hf_zip.tasks import resolve_tasks
 from tests.models import permuted, processor, vit
@@ -391,3 +398,49 @@ def test_the_mlp_is_not_taken_for_the_attention():
     (pair,) = similarities(sources(model, other, processors=[None, None]), adapter_for("bert"))
     assert pair.cosines["output"] == pytest.approx(-1)
     assert pair.cosines["mlp_out"] == pytest.approx(1)
+
+
+def test_sign_conflicts_by_hand():
+    first, second = vit(), vit()
+    with torch.no_grad():
+        for layer, other in zip(first.vit.layers, second.vit.layers, strict=True):
+            for linear in (layer.attention.q_proj, other.attention.q_proj):
+                linear.weight.fill_(1.0)
+            other.attention.q_proj.weight[:3] = -2.0  # a quarter of the twelve rows
+            other.attention.q_proj.weight[3:6] = 0.0  # which has no sign
+            layer.attention.k_proj.weight.zero_()
+    (pair,) = similarities(sources(first, second), vit_adapter.ENTRY)
+    assert pair.sign_conflicts["query"] == 1 / 3
+    assert pair.sign_conflicts["value"] == 0.0
+    assert "key" in pair.cosines
+    assert "key" not in pair.sign_conflicts
+
+
+@pytest.mark.parametrize("adapter", [vit_adapter.ENTRY, None])
+def test_task_vectors_are_what_was_changed_of_the_base(adapter):
+    base = vit(labels=5)
+    both, opposite = finetuned(base, 1), copy.deepcopy(base)
+    with torch.no_grad():
+        for mine, theirs in zip(opposite.parameters(), both.parameters(), strict=True):
+            mine -= theirs - mine
+    (pair,) = task_vector_similarities(sources(both, opposite), base, adapter)
+    assert pair.cosines == pytest.approx(dict.fromkeys(pair.cosines, -1.0), abs=1e-6)
+    assert min(pair.sign_conflicts.values()) > 0.999
+    (pair,) = similarities(sources(both, opposite), adapter)
+    assert min(pair.cosines.values()) > 0.9
+
+
+def test_the_base_may_be_of_another_class_but_not_of_another_shape():
+    base = ViTModel(vit().config)
+    first, second = vit(), finetuned(vit(), 1)
+    (pair,) = check(first, second, base=from_model(base)).task_vectors
+    assert {*pair.cosines} == {*ROLES}
+    wider = ViTModel(vit(image_size=16).config)
+    (pair,) = check(first, second, base=from_model(wider)).task_vectors
+    assert {*pair.cosines} == {*LINEAR_ROLES}
+    for other in (bert(), ViTModel(vit(hidden_size=24, intermediate_size=9).config)):
+        found = check(first, second, base=from_model(other, name="b", processor=processor()))
+        assert found.task_vectors == ()
+        assert codes(found, "warning") == ["base"]
+        assert "base_model 'b', a" in message(found, "base")
+    assert check(first, second).task_vectors == ()

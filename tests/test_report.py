@@ -11,6 +11,7 @@ from hf_zip.report import (
     REPORT_NAME,
     MethodRecord,
     Report,
+    SimilarityRecord,
     SourceRecord,
     TaskRecord,
     read,
@@ -48,6 +49,11 @@ REPORT = Report(
     num_processes=2,
     processor="ViTImageProcessorPil",
     shared_init=False,
+    similarities=(
+        SimilarityRecord(
+            "cars", "birds", "weights", {"query": 0.02, "mlp_in": -0.01}, {"query": 0.5}
+        ),
+    ),
     findings=("the models do not share an initialisation",),
     matching={"stream": 0.5, "layers.0.mlp": 0.25},
     calibration={"data": ["images"], "samples": 64},
@@ -59,6 +65,12 @@ def test_report_goes_through_json():
     assert Report.from_json(REPORT.to_json()) == REPORT
     bare = replace(REPORT, evaluation=None, calibration=None, shared_init=None, matching={})
     assert Report.from_json(bare.to_json()) == bare
+
+
+def test_a_report_from_before_similarities_were_kept_is_read():
+    values = json.loads(REPORT.to_json())
+    del values["similarities"]
+    assert Report.from_dict(values) == replace(REPORT, similarities=())
 
 
 def test_json_has_one_order_and_is_readable():
