@@ -2,22 +2,22 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from hf_zip.candidates import Kind
-from hf_zip.evaluate import Evaluation, Row
-from hf_zip.kinds import Kind as HeadKind
-from hf_zip.kinds import has_labels
+from hf_zip.charts import charts
+from hf_zip.drawing import picture_name
+from hf_zip.kinds import Kind, has_labels
 from hf_zip.licenses import common_license
 from hf_zip.lineage import tree
 from hf_zip.metadata import card_metadata, hub_id, last_row
 from hf_zip.redact import published
 from hf_zip.report import Report, SourceRecord
 from hf_zip.tables import escape, markdown_table, percent
+from hf_zip.wording import described, joined, limits, meanings, metrics
 
 # Part of a class name → the task tag of its pipeline on the Hub.
 _PIPELINES = {
@@ -32,23 +32,14 @@ _EXAMPLES = {
     "text-classification": "a text to classify",
     "token-classification": "a text to classify",
 }
-_KINDS: dict[Kind, str] = {
-    "parent": "one source, on its own task",
-    "ensemble": "every source runs on every input, and their logits stand side by side",
-    "average": "the mean of the sources' weights, their heads stacked as in the merge",
-    "control": "one source's trunk as it is, with a new head fitted by least squares to the "
-    "ensemble's logits on the calibration inputs, without labels",
-    "merge": "the merged model",
-}
-# What they are where the heads stay apart.
-_APART: dict[Kind, str] = {
-    "ensemble": "every source runs on every input, and answers its own task",
-    "average": "the mean of the sources' trunks, with their heads as in the merge",
-    "control": "one source's trunk as it is, with all heads as in the merge",
-}
 
 
-def render_card(report: Report, repo_id: str | None = None, revision: str | None = None) -> str:
+def render_card(
+    report: Report,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    pictures: Collection[str] = (),
+) -> str:
     """Returns the model card of a merged model, metadata and text.
 
     Args:
@@ -56,6 +47,7 @@ def render_card(report: Report, repo_id: str | None = None, revision: str | None
         repo_id: Repository on the Hub that the usage code should load from; left out, the code
             runs in the model's own folder.
         revision: Its branch; left out, the main one.
+        pictures: Files beside the card; those that are pictures of the merge are shown.
     """
     report = published(report)
     title = repo_id.split("/")[-1] if repo_id else " and ".join(_names(report.sources))
@@ -82,17 +74,15 @@ def render_card(report: Report, repo_id: str | None = None, revision: str | None
             tasks=[escape(f"the task {task.name}") for task in report.tasks],
             license=common_license([source.license for source in report.sources]),
             table=markdown_table(report.evaluation) if report.evaluation else None,
-            kinds={
-                kind: meaning
-                for kind, meaning in {**_KINDS, **(_APART if several else {})}.items()
-                if report.evaluation and report.evaluation.of_kind(kind)
-            },
+            kinds=meanings(report.evaluation, several),
             merge=last_row(report.evaluation, "merge"),
-            metrics=_metrics(report.evaluation),
-            ensemble=last_row(report.evaluation, "ensemble"),
-            better=_better_than_merge(report.evaluation),
-            joint_beside=_joint_beside,
-            not_evaluated=_not_evaluated(report),
+            metrics=metrics(report.evaluation),
+            limits=limits(report),
+            pictures=[
+                (picture_name(chart), chart)
+                for chart in charts(report)
+                if picture_name(chart) in pictures
+            ],
             correlation=_correlation(report.matching),
             explained=_least_explained(report.explained),
             partial=partial,
@@ -121,7 +111,7 @@ def _environment(report: Report) -> Environment:
     )
     environment.filters |= {
         "md": escape,
-        "joined": _joined,
+        "joined": joined,
         "names": lambda sources: [escape(name) for name in _names(sources)],
         "members": lambda task: [report.sources[position] for position in task.members],
         "label_map": lambda task: dict(enumerate(task.labels, start=task.start)),
@@ -130,7 +120,7 @@ def _environment(report: Report) -> Environment:
         "licence": _licence,
         "answers": lambda source: escape(_answers(report, source)),
         "tree": lambda family: "\n".join(tree(family)),
-        "described": _described,
+        "described": lambda data: escape(described(data)),
         "percent": percent,
         "yaml": _yaml,
         "fenced": _fenced,
@@ -144,7 +134,7 @@ def _location(place: str, revision: str | None) -> str:
     return json.dumps(place) + (f", revision={json.dumps(revision)}" if revision else "")
 
 
-def _shown(kinds: Sequence[HeadKind]) -> str:
+def _shown(kinds: Sequence[Kind]) -> str:
     """What the usage code shows of an answer; nothing where tasks have no rows of their own."""
     found = {*kinds}
     if found == {"classification"}:
@@ -152,11 +142,6 @@ def _shown(kinds: Sequence[HeadKind]) -> str:
     if found == {"token-classification"}:
         return "tokens"
     return "values" if kinds and all(map(has_labels, kinds)) else ""
-
-
-def _metrics(evaluation: Evaluation | None) -> list[str]:
-    """What was measured, each metric once."""
-    return list(dict.fromkeys(task.metric for task in evaluation.tasks)) if evaluation else []
 
 
 def _tails(recipe: Mapping[str, Any]) -> str:
@@ -175,38 +160,9 @@ def _heads(recipe: Mapping[str, Any]) -> str:
     return "behind a linear map that was fitted on the calibration data"
 
 
-def _better_than_merge(evaluation: Evaluation | None) -> list[Row]:
-    """Averages and controls that do better than the merge, in the mean or jointly."""
-    merge = last_row(evaluation, "merge")
-    if merge is None or evaluation is None:
-        return []
-    rows = (*evaluation.of_kind("average"), *evaluation.of_kind("control"))
-    return [r for r in rows if _exceeds(r.mean, merge.mean) or _exceeds(r.joint, merge.joint)]
-
-
-def _joint_beside(row: Row, other: Row) -> str:
-    """The joint accuracies of two rows, after their means; nothing where neither has one."""
-    if row.joint is None and other.joint is None:
-        return ""
-    return f", joint {percent(row.joint)} beside {percent(other.joint)}"
-
-
-def _exceeds(accuracy: float | None, other: float | None) -> bool:
-    return accuracy is not None and other is not None and accuracy > other
-
-
 def _least_explained(explained: Mapping[str, float]) -> tuple[str, float] | None:
     """Where the merged features hold least of the sources', and how much; nothing if not known."""
     return min(explained.items(), key=lambda item: item[1]) if explained else None
-
-
-def _not_evaluated(report: Report) -> list[str]:
-    """The tasks without data, less those that the evaluation itself gives a reason for."""
-    tasks = [f"task {task.name}" for task in report.tasks]
-    if report.evaluation:
-        done = [f"task {task.name}" for task in report.evaluation.tasks]
-        tasks = [task for task in tasks if task not in (*done, *report.evaluation.skipped)]
-    return [escape(task) for task in tasks]
 
 
 def _correlation(matching: Mapping[str, float]) -> dict[str, Any] | None:
@@ -249,11 +205,6 @@ def _names(sources: Sequence[SourceRecord]) -> list[str]:
     return [source.name for source in sources]
 
 
-def _joined(texts: Sequence[str]) -> str:
-    *first, last = texts
-    return f"{', '.join(first)} and {last}" if first else last
-
-
 def _fenced(text: str, language: str) -> str:
     """A code block whose fence is longer than any in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
@@ -262,13 +213,3 @@ def _fenced(text: str, language: str) -> str:
 
 def _yaml(value: Mapping[Any, Any]) -> str:
     return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=float("inf"))
-
-
-def _described(data: Mapping[str, Any]) -> str:
-    """A description of data on one line, in Markdown."""
-    parts = (
-        f"{key}: {value if isinstance(value, str) else json.dumps(value, default=str)}"
-        for key, value in data.items()
-        if value is not None
-    )
-    return escape("; ".join(parts)) or "not recorded"

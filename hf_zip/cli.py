@@ -146,9 +146,9 @@ def evaluate(
     from hf_zip.tables import table
 
     data = labelled("--evaluation", evaluation) if evaluation else None
-    report = reevaluate(folder, data, force=force, allow_pickle=allow_pickle)
-    if report.evaluation is not None:
-        typer.echo(table(report.evaluation))
+    found = reevaluate(folder, data, force=force, allow_pickle=allow_pickle)
+    if found.evaluation is not None:
+        typer.echo(table(found.evaluation))
 
 
 @app.command()
@@ -252,12 +252,10 @@ def export(
 
 @app.command()
 def card(folder: Folder) -> None:
-    """Write a merge's card again from its report."""
-    from hf_zip.card import render_card
-    from hf_zip.report import read
-    from hf_zip.save import write_text
+    """Write a merge's card and pictures again from its report."""
+    from hf_zip.record import refresh_card
 
-    write_text(folder / "README.md", render_card(read(folder)))
+    refresh_card(folder)
     typer.echo(f"wrote {folder / 'README.md'}")
 
 

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from hf_zip.collect import make_accelerator
+from hf_zip.drawing import PICTURES
 from hf_zip.errors import HfZipError, first_few, first_line
 from hf_zip.merged import load_merge
 from hf_zip.record import published_texts
@@ -20,7 +21,10 @@ from hf_zip.report import Report, read
 from hf_zip.save import MARKER, check_reload
 
 # What a merge may write, at the top of its folder; what else lies there stays at home.
-_KINDS = ("*.safetensors", "*.json", "*.py", "*.txt", "*.model", "*.jinja", MARKER, "README.md")
+_KINDS = (
+    *("*.safetensors", "*.json", "*.py", "*.txt", "*.model", "*.jinja"),
+    *(PICTURES, MARKER, "README.md"),
+)
 # What a repository may hold that was made on the website, before its first commit.
 _FRESH = (".gitattributes", ".gitignore", "README.md", "LICENSE*")
 
@@ -125,15 +129,15 @@ def upload(folder: Path, report: Report, destination: Destination) -> str:
     Raises:
         HfZipError: See `push`.
     """
-    texts = published_texts(report, destination.repo_id, destination.revision)
     files = {
         path.name: path
         for path in sorted(folder.iterdir())
-        if path.is_file() and path.name not in texts and _is_of_a_merge(path.name)
+        if path.is_file() and _is_of_a_merge(path.name)
     }
+    texts = published_texts(report, destination.repo_id, destination.revision, files)
     additions = [
         *(CommitOperationAdd(name, text.encode()) for name, text in texts.items()),
-        *(CommitOperationAdd(name, path) for name, path in files.items()),
+        *(CommitOperationAdd(name, path) for name, path in files.items() if name not in texts),
     ]
     with _explained(destination):
         return _commit(additions, destination)

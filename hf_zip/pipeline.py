@@ -20,7 +20,7 @@ from hf_zip.methods import method_named
 from hf_zip.plain import build, plain
 from hf_zip.preparation import check_needs, prepare, resolve_unmerge
 from hf_zip.recipe import Recipe
-from hf_zip.record import file_texts, make_report, refresh, resolved_recipe
+from hf_zip.record import files, make_report, refresh, resolved_recipe
 from hf_zip.report import Report, read
 from hf_zip.request import Request, read_request
 from hf_zip.save import MARKER, check_replaceable, save_checked
@@ -45,14 +45,14 @@ class MergeResult:
     is_main_process: bool = True
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model, processor, recipe, report and card, all at once or not at all.
+        """Writes model, processor, recipe, report, card and pictures, all at once or not at all.
 
         Raises:
             HfZipError: The folder holds something else than a merge, cannot be written, or does
                 not load again as the same model.
         """
         if self.is_main_process:
-            save_checked(self.model, folder, self.processor, file_texts(self.recipe, self.report))
+            save_checked(self.model, folder, self.processor, files(self.recipe, self.report))
 
     def push_to_hub(
         self,

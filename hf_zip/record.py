@@ -1,12 +1,13 @@
-"""What is written beside a merged model: resolved recipe, report, card."""
+"""What is written beside a merged model: resolved recipe, report, card, pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from hf_zip.card import render_card
 from hf_zip.depth import Assembled
+from hf_zip.drawing import PICTURES, pictures
 from hf_zip.method import Merged, MergeMethod
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Recipe, Unmerge
@@ -18,9 +19,10 @@ from hf_zip.report import (
     SimilarityRecord,
     SourceRecord,
     TaskRecord,
+    read,
     versions,
 )
-from hf_zip.save import MARKER, write_text
+from hf_zip.save import MARKER, write_file
 from hf_zip.sources import Source
 from hf_zip.tasks import Task
 
@@ -109,41 +111,70 @@ def make_report(
     )
 
 
-def file_texts(
-    recipe: Recipe, report: Report, repo_id: str | None = None, revision: str | None = None
-) -> dict[str, str]:
-    """Returns the files that stand beside a merged model.
+def files(recipe: Recipe, report: Report) -> dict[str, str | bytes]:
+    """Returns the files that stand beside a merged model: texts, and pictures if they can be drawn.
 
     Args:
         recipe: The resolved recipe.
         report: What is known about the merge.
-        repo_id: See `render_card`.
-        revision: The same.
     """
-    used = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    return {
-        MARKER: f"# merged with {used}\n{recipe.to_yaml()}",
-        REPORT_NAME: report.to_json(),
-        "README.md": render_card(report, repo_id, revision),
-    }
+    drawn = pictures(report)
+    return {**_texts(recipe, report, None, None, drawn), **drawn}
 
 
-def published_texts(report: Report, repo_id: str, revision: str | None = None) -> dict[str, str]:
-    """Returns the files beside a merged model as they may be published in a repository.
+def published_texts(
+    report: Report, repo_id: str, revision: str | None = None, beside: Collection[str] = ()
+) -> dict[str, str]:
+    """Returns the texts beside a merged model as they may be published in a repository.
 
     Args:
         report: What is known about the merge; its local paths are reduced to their last parts.
         repo_id: The repository that the card's usage code loads from.
         revision: Its branch; left out, the main one.
+        beside: The other files; the card shows the pictures among them.
     """
     public = published(report)
-    return file_texts(Recipe.from_dict(public.recipe), public, repo_id, revision)
+    return _texts(Recipe.from_dict(public.recipe), public, repo_id, revision, beside)
 
 
 def refresh(folder: Path, recipe: Recipe, report: Report) -> None:
     """Writes the files beside a merged model again, each all at once."""
-    for name, text in file_texts(recipe, report).items():
-        write_text(folder / name, text)
+    _write(folder, files(recipe, report))
+
+
+def refresh_card(folder: Path) -> None:
+    """Writes the card of a merge and the pictures in it again, from the report in its folder.
+
+    Raises:
+        HfZipError: The folder holds no report of this version.
+    """
+    report = read(folder)
+    drawn = pictures(report)
+    _write(folder, {"README.md": render_card(report, pictures=drawn), **drawn})
+
+
+def _texts(
+    recipe: Recipe,
+    report: Report,
+    repo_id: str | None,
+    revision: str | None,
+    beside: Collection[str],
+) -> dict[str, str]:
+    used = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    return {
+        MARKER: f"# merged with {used}\n{recipe.to_yaml()}",
+        REPORT_NAME: report.to_json(),
+        "README.md": render_card(report, repo_id, revision, beside),
+    }
+
+
+def _write(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Writes files; pictures of an earlier report that are not among them are removed."""
+    for name, content in contents.items():
+        write_file(folder / name, content)
+    for path in folder.glob(PICTURES):
+        if path.name not in contents:
+            path.unlink()
 
 
 def _pinned(reference: str, source: Source) -> str:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hf_zip.evaluate import Evaluation
 from hf_zip.report import Report
+from hf_zip.sweep_report import SweepReport
 
 # How a path that says where somebody's files lie begins: /x, ~/x, ./x, ../x, C:\x, file:/x.
 _START = r"(?:~|\.{1,2}|[A-Za-z]:|file:)?[/\\]"
@@ -21,9 +23,7 @@ def published(report: Report) -> Report:
     names = {s.reference: s.name for s in report.sources if s.revision is None}
     evaluation = report.evaluation
     if evaluation is not None:
-        tasks = tuple(replace(t, data=_value(t.data, names)) for t in evaluation.tasks)
-        skipped = {key: _sentence(why, names) for key, why in evaluation.skipped.items()}
-        evaluation = replace(evaluation, tasks=tasks, skipped=skipped)
+        evaluation = _evaluation(evaluation, names)
     validation = report.validation
     if validation is not None:
         tasks = tuple(replace(t, data=_value(t.data, names)) for t in validation.tasks)
@@ -37,6 +37,19 @@ def published(report: Report) -> Report:
         evaluation=evaluation,
         validation=validation,
     )
+
+
+def published_sweep(report: SweepReport) -> SweepReport:
+    """Returns the report of a sweep with every local path reduced to its last part."""
+    return replace(
+        report, recipe=_value(report.recipe, {}), evaluation=_evaluation(report.evaluation, {})
+    )
+
+
+def _evaluation(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:
+    tasks = tuple(replace(t, data=_value(t.data, names)) for t in evaluation.tasks)
+    skipped = {key: _sentence(why, names) for key, why in evaluation.skipped.items()}
+    return replace(evaluation, tasks=tasks, skipped=skipped)
 
 
 def _value(value: Any, names: Mapping[str, str]) -> Any:

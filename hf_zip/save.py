@@ -25,7 +25,10 @@ MARKER = "hf_zip_recipe.yaml"
 
 
 def save_checked(
-    model: PreTrainedModel, folder: str | Path, processor: Any = None, texts: Mapping[str, str] = {}
+    model: PreTrainedModel,
+    folder: str | Path,
+    processor: Any = None,
+    files: Mapping[str, str | bytes] = {},
 ) -> Path:
     """Writes a model folder all at once, or not at all.
 
@@ -37,7 +40,7 @@ def save_checked(
         model: The model.
         folder: Where it should end; an older merge there is replaced.
         processor: Saved with the model.
-        texts: More files by name.
+        files: More files by name, texts or bytes.
 
     Returns:
         The folder.
@@ -52,8 +55,8 @@ def save_checked(
         model.save_pretrained(staging)
         if processor is not None:
             processor.save_pretrained(staging)
-        for name, text in texts.items():
-            (staging / name).write_text(text, encoding="utf-8")
+        for name, content in files.items():
+            (staging / name).write_bytes(_bytes(content))
         check_reload(model, staging)
     return target
 
@@ -134,19 +137,23 @@ def _output(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([answer[0].flatten() for answer in answers.values()]).cpu()
 
 
-def write_text(path: Path, text: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Writes a file all at once: under another name first, then renamed into place."""
     with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
         try:
-            file.write(text)
+            file.write(_bytes(content))
             file.close()
             Path(file.name).chmod(0o644)
             Path(file.name).replace(path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode("utf-8") if isinstance(content, str) else content
 
 
 @contextmanager

@@ -1,18 +1,18 @@
 """One merge at several depths or sizes: what each costs and keeps, as a table, data and a plot."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from hf_zip.charts import pareto
 from hf_zip.collect import make_accelerator
 from hf_zip.comparison import measure
+from hf_zip.drawing import png
 from hf_zip.errors import HfZipError
-from hf_zip.evaluate import Evaluation, Row
+from hf_zip.evaluate import Evaluation
 from hf_zip.execution import build_model, run_method
 from hf_zip.groups import blocks
 from hf_zip.method import MergeMethod
@@ -23,7 +23,8 @@ from hf_zip.preparation import Prepared, check_needs, prepare, resolve_unmerge
 from hf_zip.recipe import Recipe, Unmerge
 from hf_zip.report import versions
 from hf_zip.request import Request
-from hf_zip.save import write_text
+from hf_zip.save import write_file
+from hf_zip.sweep_report import SWEEP_NAME, SweepReport
 from hf_zip.tables import markdown_table
 
 
@@ -118,54 +119,11 @@ def _by_size(
 
 def _write(folder: Path, recipe: Recipe, evaluation: Evaluation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {
-        "recipe": recipe.to_dict(),
-        "versions": versions(),
-        "evaluation": asdict(evaluation),
-    }
-    write_text(folder / "sweep.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    write_text(folder / "sweep.md", markdown_table(evaluation) + "\n")
-    plot(evaluation, folder / "sweep.png")
-
-
-def plot(evaluation: Evaluation, path: Path) -> bool:
-    """Writes accuracy against parameters and multiply-accumulates; tells whether it could.
-
-    Without matplotlib (the extra `plots`) nothing is written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, cost, label in (
-        (left, "parameters", "parameters"),
-        (right, "macs", "MACs per input"),
-    ):
-        for measure_name, marker in (("mean", "o"), ("joint", "s")):
-            _line(axes, evaluation.of_kind("merge"), cost, measure_name, marker)
-        for row in (*evaluation.of_kind("ensemble"), *evaluation.of_kind("control")):
-            if row.mean is not None:
-                point = (getattr(row, cost), 100 * row.mean)
-                axes.plot(*point, "k+")
-                axes.annotate(
-                    row.name, point, fontsize=7, textcoords="offset points", xytext=(4, -9)
-                )
-        axes.set_xlabel(label)
-        axes.grid(alpha=0.3)
-    plain = all(task.metric == "accuracy" for task in evaluation.tasks)
-    left.set_ylabel("accuracy, %" if plain else "metrics, times 100")
-    left.legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    return True
-
-
-def _line(axes: Any, rows: Sequence[Row], cost: str, name: str, marker: str) -> None:
-    points = sorted(
-        (getattr(row, cost), 100 * getattr(row, name))
-        for row in rows
-        if getattr(row, name) is not None
-    )
-    if points:
-        axes.plot(*zip(*points, strict=True), marker=marker, label=name)
+    found = SweepReport(recipe.to_dict(), versions(), evaluation)
+    picture = png(pareto(evaluation))
+    write_file(folder / SWEEP_NAME, found.to_json())
+    write_file(folder / "sweep.md", markdown_table(evaluation) + "\n")
+    if picture is None:
+        (folder / "sweep.png").unlink(missing_ok=True)
+    else:
+        write_file(folder / "sweep.png", picture)

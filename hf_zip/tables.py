@@ -17,7 +17,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$#&!])")
 
 def table(evaluation: Evaluation) -> str:
     """Returns the evaluation as a table for a terminal, metrics in %."""
-    head, *rows = _cells(evaluation)
+    head, *rows = table_cells(evaluation)
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for position, title in enumerate(head):
         shown.add_column(Text(title), justify="left" if position < 2 else "right")
@@ -32,7 +32,7 @@ def table(evaluation: Evaluation) -> str:
 
 def markdown_table(evaluation: Evaluation) -> str:
     """Returns the evaluation as a Markdown table, metrics in %."""
-    head, *rows = _cells(evaluation)
+    head, *rows = table_cells(evaluation)
     rule = ["---"] * 2 + ["---:"] * (len(head) - 2)
     return "\n".join(
         f"| {' | '.join(cells)} |"
@@ -42,6 +42,18 @@ def markdown_table(evaluation: Evaluation) -> str:
             *([escape(c) for c in r] for r in rows),
         )
     )
+
+
+def table_cells(evaluation: Evaluation) -> list[list[str]]:
+    """Returns the evaluation as lines of cells, the head first, metrics in %."""
+    tasks = [task.name for task in evaluation.tasks]
+    joint = any(row.joint is not None for row in evaluation.rows)
+    titles = [titled(task) for task in evaluation.tasks]
+    head = ["model", "kind", *titles, "mean", *(["joint"] if joint else []), "parameters", "MACs"]
+    return [
+        [" ".join(title.split()) for title in head],
+        *(_row(row, tasks, joint) for row in evaluation.rows),
+    ]
 
 
 def escape(text: str) -> str:
@@ -69,17 +81,6 @@ def _decimals(value: float) -> int:
 def titled(task: EvaluatedTask) -> str:
     """Returns a task's name, with what was measured where that is not the accuracy."""
     return task.name if task.metric == "accuracy" else f"{task.name} ({task.metric})"
-
-
-def _cells(evaluation: Evaluation) -> list[list[str]]:
-    tasks = [task.name for task in evaluation.tasks]
-    joint = any(row.joint is not None for row in evaluation.rows)
-    titles = [titled(task) for task in evaluation.tasks]
-    head = ["model", "kind", *titles, "mean", *(["joint"] if joint else []), "parameters", "MACs"]
-    return [
-        [" ".join(title.split()) for title in head],
-        *(_row(row, tasks, joint) for row in evaluation.rows),
-    ]
 
 
 def _row(row: Row, tasks: Sequence[str], joint: bool) -> list[str]:

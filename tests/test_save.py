@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 from hf_zip import save
 from hf_zip.errors import HfZipError
-from hf_zip.save import MARKER, check_replaceable, save_checked, write_text
+from hf_zip.save import MARKER, check_replaceable, save_checked, write_file
 from tests.models import processor, vit
 
 TEXTS = {MARKER: "seed: 0\n", "README.md": "a model\n"}
@@ -181,12 +181,12 @@ def test_a_config_that_changes_the_function_is_not_put_in_place(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_write_text_replaces_all_at_once(tmp_path, monkeypatch):
+def test_write_file_replaces_all_at_once(tmp_path, monkeypatch):
     path = tmp_path / "report.json"
-    write_text(path, "old")
-    write_text(path, "new")
+    write_file(path, "old")
+    write_file(path, "new")
     assert path.read_text() == "new"
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        write_text(path, "newer")
+        write_file(path, "newer")
     assert contents(tmp_path) == {"report.json": b"new"}
