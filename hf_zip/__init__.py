@@ -20,6 +20,7 @@ _HOMES = {
     "merge": "hf_zip.pipeline",
     "push": "hf_zip.hub",
     "reevaluate": "hf_zip.pipeline",
+    "report_page": "hf_zip.page",
     "for_task": "hf_zip.merged",
     "zero_shot_classifier": "hf_zip.zero_shot",
 }
@@ -35,6 +36,7 @@ __all__ = [
     "merge",
     "push",
     "reevaluate",
+    "report_page",
     "zero_shot_classifier",
 ]
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from hf_zip.errors import HfZipError
     from hf_zip.hub import push
     from hf_zip.merged import for_task
+    from hf_zip.page import report_page
     from hf_zip.pipeline import MergeResult, merge, reevaluate
     from hf_zip.recipe import CalibrationSpec, EvaluationSpec, ModelSpec, Recipe
     from hf_zip.zero_shot import zero_shot_classifier

@@ -260,6 +260,19 @@ def card(folder: Folder) -> None:
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a merge or of a sweep.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="HTML file to write; in the folder if left out.")
+    ] = None,
+) -> None:
+    """Write one web page with everything known of a merge or a sweep, to open without network."""
+    from hf_zip.page import report_page
+
+    typer.echo(f"wrote {report_page(folder, out)}")
+
+
+@app.command()
 def push(
     folder: Folder,
     repo_id: RepoId,

@@ -9,6 +9,7 @@ from hf_zip.card import render_card
 from hf_zip.depth import Assembled
 from hf_zip.drawing import PICTURES, pictures
 from hf_zip.method import Merged, MergeMethod
+from hf_zip.page import PAGE_NAME, render_page
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Recipe, Unmerge
 from hf_zip.redact import published
@@ -138,8 +139,10 @@ def published_texts(
 
 
 def refresh(folder: Path, recipe: Recipe, report: Report) -> None:
-    """Writes the files beside a merged model again, each all at once."""
+    """Writes the files beside a merged model again, each all at once; its page if there is one."""
     _write(folder, files(recipe, report))
+    if (folder / PAGE_NAME).is_file():
+        write_file(folder / PAGE_NAME, render_page(report))
 
 
 def refresh_card(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import hf_zip
 from hf_zip import cli
 from hf_zip.card import render_card
+from hf_zip.page import PAGE_NAME
 from hf_zip.report import read
 from tests.data import write_images, write_labelled
 from tests.models import processor, vit
@@ -98,6 +99,19 @@ def test_an_evaluation_without_matplotlib_leaves_no_stale_picture(folder, monkey
     assert sorted(shown((folder / "README.md").read_text())) == sorted(ALL)
 
 
+def test_a_newer_evaluation_draws_again_and_writes_the_page_again(folder):
+    page = hf_zip.report_page(folder)
+    before = (folder / "hf_zip_accuracy.png").read_bytes(), page.read_text()
+    evaluation = [{"task": "trees", "data": str(folder.parent / "trees.parquet")}]
+    write_labelled(folder.parent / "trees.parquet", TREES, count=5, seed=9)
+    hf_zip.reevaluate(folder, evaluation, progress=False)
+    assert (folder / "hf_zip_accuracy.png").read_bytes() != before[0]
+    assert page.read_text() != before[1]
+    page.unlink()
+    hf_zip.reevaluate(folder, progress=False)
+    assert not page.exists(), "none is written that nobody asked for"
+
+
 def test_a_merge_does_not_fail_for_its_pictures(workshop, tmp_path, monkeypatch, caplog):
     def broken(*_, **__):
         raise MemoryError("no ink")
@@ -114,9 +128,11 @@ def test_a_merge_does_not_fail_for_its_pictures(workshop, tmp_path, monkeypatch,
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_pictures_are_pushed_with_the_merge_and_older_ones_removed(folder, server):
+    hf_zip.report_page(folder)
     hf_zip.push(folder, "me/zip")
     repo = server.repos["me/zip"]
     assert {name for name in repo.files() if name.endswith(".png")} == ALL
+    assert PAGE_NAME not in repo.files()
     assert sorted(shown(repo.files()["README.md"].decode())) == sorted(ALL)
     assert repo.files()["hf_zip_signs.png"] == (folder / "hf_zip_signs.png").read_bytes()
     assert len(repo.messages) == 2, "one commit"
