@@ -19,7 +19,7 @@ from hf_zip.card import render_card
 from hf_zip.errors import HfZipError
 from hf_zip.redact import published
 from hf_zip.report import Report, read
-from hf_zip.save import write_text
+from hf_zip.save import write_file
 
 GRADIO = "6.31.0"
 APP = Path(__file__).parent / "space" / "app.py"
@@ -64,7 +64,7 @@ def make_space(merge: Path, repo_id: str, out: Path, revision: str | None = None
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        write_text(out / name, text)
+        write_file(out / name, text)
     shutil.copyfile(APP, out / APP.name)
 
 
