@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from hf_zip.align import State, align, mean
 from hf_zip.canonical import obstacle
@@ -17,6 +18,7 @@ from hf_zip.refit.repair import repair
 from hf_zip.refit.walk import RidgeOptions
 
 Refit = Literal["none", "head", "repair", "all"]
+NOTHING_MOVED = Matching({}, {})
 
 
 def merge_aligned(
@@ -40,7 +42,7 @@ def merge_aligned(
         HfZipError: Something is to be fitted, and there are no calibration inputs; heads are, and
             the models have none; or every layer is, and the models have no canonical form.
     """
-    _check_refit(inputs, refit)
+    check_refit(inputs, refit)
     aligned = [
         align(state, inputs.groups, matching.maps, model)
         for model, state in enumerate(inputs.states)
@@ -48,19 +50,32 @@ def merge_aligned(
     if refit == "all":
         merged = refit_aligned(inputs, matching, weights)
         merged = replace(merged, weights=weights or ())
-        return replace(merged, aligned=_completed(aligned, merged.state))
-    prefixes = tuple(f"{head}." for head in inputs.heads)
-    heads = tuple(
-        {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
-        if prefixes
-        else {}
-        for state in aligned
-    )
-    trunks = [
-        {name: tensor for name, tensor in state.items() if name not in head}
-        for state, head in zip(aligned, heads, strict=True)
-    ]
+        return replace(merged, aligned=completed(aligned, merged.state))
+    heads, trunks = split_heads(inputs, aligned)
     trunk = mean(trunks, weights)
+    merged = fit_after(inputs, trunk, heads, refit, matching, weights)
+    return replace(merged, aligned=completed(aligned, merged.state))
+
+
+def fit_after(
+    inputs: MergeInputs,
+    trunk: dict[str, Tensor],
+    heads: tuple[dict[str, Tensor], ...],
+    refit: Refit,
+    matching: Matching = NOTHING_MOVED,
+    weights: tuple[float, ...] | None = None,
+) -> Merged:
+    """Returns a merged trunk and its heads after what may follow a merge of parameters.
+
+    Args:
+        inputs: What the method works on.
+        trunk: The merged parameters, heads left out.
+        heads: The parameters of each model's head.
+        refit: What follows, see `merge_aligned`, and is known to be possible; not "all", which is
+            in the place of a merge.
+        matching: Merge maps by group; left out, features were left where they are.
+        weights: Share of each model in the mean of what "repair" restores.
+    """
     runtime, config = inputs.runtime, dict[str, Any]()
     if refit in ("head", "repair"):
         given = (runtime.models, runtime.adapter, runtime.calibration)
@@ -72,13 +87,30 @@ def merge_aligned(
         state=trunk,
         heads=heads,
         provenance={"matched_correlation": dict(matching.correlations)},
-        aligned=_completed(aligned, trunk),
         config=config,
         weights=weights or (),
     )
 
 
-def _check_refit(inputs: MergeInputs, refit: Refit) -> None:
+def split_heads(
+    inputs: MergeInputs, states: Sequence[State]
+) -> tuple[tuple[dict[str, Tensor], ...], list[dict[str, Tensor]]]:
+    """Returns the parameters of the heads of all models, and of what is shared of them."""
+    prefixes = tuple(f"{head}." for head in inputs.heads)
+    heads = tuple(
+        {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
+        if prefixes
+        else {}
+        for state in states
+    )
+    trunks = [
+        {name: tensor for name, tensor in state.items() if name not in head}
+        for state, head in zip(states, heads, strict=True)
+    ]
+    return heads, trunks
+
+
+def check_refit(inputs: MergeInputs, refit: Refit) -> None:
     """Checks that what should follow the mean can be fitted."""
     if refit == "none":
         return
@@ -107,7 +139,7 @@ def _check_refit(inputs: MergeInputs, refit: Refit) -> None:
         raise HfZipError(f"{hindrance}; use refit: none, head or repair")
 
 
-def _completed(states: Sequence[State], trunk: State) -> tuple[State, ...]:
+def completed(states: Sequence[State], trunk: State) -> tuple[State, ...]:
     """States with the biases that only a refitted trunk has, which for them are zero."""
     return tuple(
         {**{name: torch.zeros_like(trunk[name]) for name in trunk if name not in state}, **state}

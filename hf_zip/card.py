@@ -17,7 +17,7 @@ from hf_zip.metadata import card_metadata, hub_id, last_row
 from hf_zip.redact import published
 from hf_zip.report import Report, SourceRecord
 from hf_zip.tables import escape, markdown_table, percent
-from hf_zip.wording import described, joined, limits, meanings, metrics
+from hf_zip.wording import answered, described, joined, licence, limits, meanings, metrics
 
 # Part of a class name → the task tag of its pipeline on the Hub.
 _PIPELINES = {
@@ -117,8 +117,8 @@ def _environment(report: Report) -> Environment:
         "label_map": lambda task: dict(enumerate(task.labels, start=task.start)),
         "origin": _origin,
         "digest": _digest,
-        "licence": _licence,
-        "answers": lambda source: escape(_answers(report, source)),
+        "licence": lambda source: escape(licence(source)),
+        "answers": lambda source: escape(answered(report, source)),
         "tree": lambda family: "\n".join(tree(family)),
         "described": lambda data: escape(described(data)),
         "percent": percent,
@@ -184,21 +184,6 @@ def _digest(source: SourceRecord) -> str:
     if source.revision:
         return f"`{source.revision}`"
     return f"sha256 `{source.sha256}`" if source.sha256 else "not recorded"
-
-
-def _answers(report: Report, source: SourceRecord) -> str:
-    """The tasks of a source."""
-    position = report.sources.index(source)
-    names = [task.name for task in report.tasks if position in task.members]
-    return ", ".join(names) or source.task or "not named"
-
-
-def _licence(source: SourceRecord) -> str:
-    """What a source states, in Markdown; the link is somebody's text, and may not become one."""
-    if source.license is None:
-        return "not stated"
-    link = f" ({escape(source.license.link)})" if source.license.link else ""
-    return escape(source.license.name) + link
 
 
 def _names(sources: Sequence[SourceRecord]) -> list[str]:

@@ -115,9 +115,7 @@ def table_example() -> str:
 
 def classes_table() -> str:
     """Returns which classes of transformers which methods merge, as a Markdown table."""
-    free = [method for method in methods().values() if method.requires.elementwise]
-    names = ", ".join(f"`{method.name}`" for method in free)
-    rows = [f"| class | {names} | methods that match features |", "|---|---|---|"]
+    rows = ["| class | parameter by parameter | methods that match features |", "|---|---|---|"]
     for name in CLASSES:
         matched = "yes" if support(tiny(getattr(transformers, name))).groups else "no"
         rows.append(f"| `{name}` | yes | {matched} |")

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.align import State
 from hf_zip.canonical import check_canonical, obstacle
+from hf_zip.combining.combination import Combination
 from hf_zip.errors import HfZipError
 from hf_zip.groups import MergeGroup
 from hf_zip.refit.post_norm import check_post_norm, post_norm_obstacle
@@ -116,6 +117,10 @@ class MergeInputs:
         covariances: For every group name, one covariance per tap over the features of all models
             side by side; empty unless the method requires calibration.
         model_options: The options of each model.
+        base: Parameters of the model that they were fine-tuned from, by the names that they have in
+            the first; those that it lacks, and heads, are left out. Nothing unless the method
+            requires it.
+        seed: Decides every random choice.
     """
 
     states: tuple[State, ...]
@@ -124,6 +129,8 @@ class MergeInputs:
     runtime: Runtime
     covariances: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     model_options: tuple[Any, ...] = ()
+    base: State | None = None
+    seed: int = 0
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -164,8 +171,9 @@ class WeightOptions:
     """Options of one model.
 
     Args:
-        weight: Share of this model in the mean; the weights are divided by their sum. Left out, a
-            merge weighs as much as its sources together, and any other model 1.
+        weight: Share of this model in a mean, where the weights are divided by their sum; in a sum
+            the factor of its task vector. Left out, a merge weighs as much as its sources together,
+            and any other model 1.
     """
 
     weight: float = 1.0
@@ -183,8 +191,9 @@ class MergeMethod:
         run: Merges.
         options: A frozen dataclass of the method's options, with their defaults.
         model_options: The same for the options that each model may have.
-        exact: Whether it only moves features, by permutations or rotations: then each of
+        exact: Whether it leaves features in place or only permutes or rotates them: then each of
             `Merged.aligned` computes what its source does.
+        combination: What becomes of one parameter, for methods that need one at a time.
     """
 
     name: str
@@ -195,3 +204,4 @@ class MergeMethod:
     options: type = NoOptions
     model_options: type = NoOptions
     exact: bool = False
+    combination: Combination | None = None

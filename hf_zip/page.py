@@ -13,13 +13,14 @@ from hf_zip.charts import Chart, charts, pareto
 from hf_zip.drawing import svg
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import Evaluation
+from hf_zip.lineage import tree
 from hf_zip.metadata import hub_id
 from hf_zip.redact import published, published_sweep
 from hf_zip.report import REPORT_NAME, Report, SourceRecord, read
 from hf_zip.save import write_file
 from hf_zip.sweep_report import SWEEP_NAME, SweepReport, read_sweep
 from hf_zip.tables import table_cells
-from hf_zip.wording import described, joined, limits, meanings, metrics
+from hf_zip.wording import answered, described, joined, licence, limits, meanings, metrics
 
 PAGE_NAME = "hf_zip_report.html"
 
@@ -64,7 +65,13 @@ def render_page(report: Report | SweepReport) -> str:
         lstrip_blocks=True,
         autoescape=True,
     )
-    environment.filters |= {"described": described, "joined": joined, "address": _address}
+    environment.filters |= {
+        "described": described,
+        "joined": joined,
+        "address": _address,
+        "licence": licence,
+        "tree": lambda family: "\n".join(tree(family)),
+    }
     return environment.get_template("report.html").render(shown)
 
 
@@ -91,6 +98,7 @@ def _of_merge(report: Report) -> dict[str, Any]:
         "versions": report.versions,
         "calibration": [] if calibration is None else calibration.get("parts", [calibration]),
         "limits": limits(report),
+        "answered": [answered(report, source) for source in report.sources],
         "depths": report.depths,
         **_measured(report.evaluation, report.architecture == "HfZipMultiHeadModel"),
         **_pictures(charts(report)),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_zip.adapters import Adapter
+from hf_zip.base_model import base_state, compare_base
 from hf_zip.compatibility import (
     Finding,
     both,
@@ -17,7 +18,7 @@ from hf_zip.compatibility import (
 )
 from hf_zip.errors import HfZipError
 from hf_zip.licenses import license_warnings
-from hf_zip.methods import method_named
+from hf_zip.methods import method_named, methods
 from hf_zip.similarity import (
     ROLES,
     WEIGHTS,
@@ -34,7 +35,10 @@ from hf_zip.tasks import Task, labels_of, says_nothing
 from hf_zip.tokenization import check_tokenizer, compare_tokenizers
 
 _SUGGESTIONS: dict[Initialisation, str] = {
-    "shared": "average: the models' weights are alike part by part, so their mean makes sense",
+    "shared": (
+        "average: the models' weights are alike part by part, so their mean makes sense; with the "
+        "model that they were fine-tuned from (--base), compare {siblings}"
+    ),
     "different": (
         "{name}: the models' weights are unrelated part by part, so their mean is noise; {name} "
         "{way} on calibration inputs"
@@ -116,10 +120,13 @@ def preflight(
         findings += _identical(sources)
         if needs_shared_init:
             findings += _initialisation(pairs, known.adapter, method or "this method", force)
-        if base is not None and _type(base) == _type(first):
-            changes = task_vector_similarities(sources, base.model, known.adapter)
-        if base is not None and pairs and not changes:
-            findings.append(_other_base(base, first))
+        if base is not None:
+            heads = task_heads(first.model)
+            compared = list(compare_base(sources, base, heads, force))
+            findings += compared
+            if not any(finding.level == "error" for finding in compared):
+                before = base_state(first.model, base.model, heads)
+                changes = task_vector_similarities(sources, before, known.adapter)
 
     errors = [finding.message for finding in findings if finding.level == "error"]
     if errors:
@@ -222,16 +229,6 @@ def _averaged_labels(first: Source, other: Source, force: bool) -> Iterator[Find
         )
 
 
-def _other_base(base: Source, first: Source) -> Finding:
-    return Finding(
-        "warning",
-        "base",
-        f"base_model {base.reference!r}, a {type(base.model).__name__}, has no weights of the "
-        f"shapes of {first.reference!r}, a {type(first.model).__name__}, so it is not known what "
-        "the models changed of it; name the model that they were fine-tuned from",
-    )
-
-
 def _identical(sources: Sequence[Source]) -> Iterator[Finding]:
     for position, other in enumerate(sources):
         for first in sources[:position]:
@@ -253,7 +250,12 @@ def _suggestion(verdict: Initialisation, adapter: Adapter | None) -> str:
     if adapter is None and verdict != "shared":
         return _WITHOUT_TABLE
     name, way = _for_unrelated(adapter)
-    return _SUGGESTIONS[verdict].format(name=name, way=way)
+    return _SUGGESTIONS[verdict].format(name=name, way=way, siblings=_siblings())
+
+
+def _siblings() -> str:
+    """The methods for fine-tunes of a known base."""
+    return ", ".join(name for name, known in methods().items() if known.requires.base)
 
 
 def _initialisation(

@@ -1,7 +1,7 @@
 """A request → sources fit to be merged, and what every method works on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,9 @@ from transformers import PreTrainedModel
 
 from hf_zip.accuracy import check_apart
 from hf_zip.adapters import Adapter
+from hf_zip.align import State
 from hf_zip.arrangement import arrange_heads, trunks_of
+from hf_zip.base_model import base_state
 from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import description_of
@@ -48,6 +50,7 @@ class Prepared:
         evaluation: Labelled data by task.
         validation: The same, for the choice of the depth.
         apart: Whether the heads stay apart; the methods then work on the trunks.
+        base: What the sources were fine-tuned from, where it is known.
     """
 
     sources: tuple[Source, ...]
@@ -57,6 +60,7 @@ class Prepared:
     evaluation: Mapping[str, Any]
     validation: Mapping[str, Any] = field(default_factory=dict)
     apart: bool = False
+    base: Source | None = None
 
     @property
     def family(self) -> tuple[Ancestor, ...]:
@@ -94,7 +98,6 @@ def check_needs(method: MergeMethod, request: Request) -> None:
             f"{method.name!r} needs the model that the others were fine-tuned from; give "
             "base_model (--base)"
         )
-
     if _by_accuracy(recipe) and not request.validates:
         raise HfZipError(
             "budget.points chooses the depth by accuracy, and the choice must not see the data "
@@ -149,8 +152,9 @@ def prepare(
         build(method.model_options, spec.parameters, f"models.{i}.parameters")
         for i, spec in enumerate(recipe.models)
     )
-    sources = request.load_sources()
-    model_options = tuple(map(_weighted, recipe.models, model_options, sources))
+    sources, base = request.load_sources(), request.load_base()
+    if not method.requires.base:  # task vectors are added up, and are what they are
+        model_options = tuple(map(_weighted, recipe.models, model_options, sources))
     known = support(trunks_of(sources)[0].model)
     _check_supported(method, recipe, known, heads_apart(sources))
     if known.adapter is not None:
@@ -159,14 +163,18 @@ def prepare(
     findings = preflight(
         trunks_of(sources),
         tasks,
+        base=base,
         needs_shared_init=method.requires.shared_init,
         method=method.name,
         force=force,
-        base=_base(request, method),
     )
     if accelerator.is_main_process:
         logger.info("%s", render(findings))
-    sources = in_one_vocabulary(sources)
+    if base is None:
+        sources = in_one_vocabulary(sources)
+    else:
+        *models, base = in_one_vocabulary((*sources, base))
+        sources = tuple(models)
     trunks = trunks_of(sources)
     if known.adapter is not None:
         if method.requires.plain_scores:
@@ -183,6 +191,8 @@ def prepare(
             states=tuple(learned(trunk.model) for trunk in trunks),
             groups=known.groups,
             heads=heads,
+            base=_base_state(method, trunks[0].model, base, heads),
+            seed=recipe.seed,
             model_options=model_options,
             runtime=Runtime(
                 models=tuple(trunk.model for trunk in trunks),
@@ -196,18 +206,8 @@ def prepare(
         evaluation=evaluation,
         validation=validation,
         apart=heads_apart(sources),
+        base=base,
     )
-
-
-def _base(request: Request, method: MergeMethod) -> Source | None:
-    """The base model; for methods that do without, only if it can be loaded."""
-    try:
-        return request.load_base()
-    except HfZipError as error:
-        if method.requires.base:
-            raise
-        logger.warning("what the models changed of their base model is not compared: %s", error)
-        return None
 
 
 def covariances(inputs: MergeInputs) -> dict[str, tuple[torch.Tensor, ...]]:
@@ -250,6 +250,15 @@ def _check_supported(method: MergeMethod, recipe: Recipe, known: Support, apart:
             f"stop_at is {recipe.stop_at}, but which blocks could be shared is not known: "
             f"{known.obstacle}. Leave stop_at out to share all"
         )
+
+
+def _base_state(
+    method: MergeMethod, model: PreTrainedModel, base: Source | None, heads: Sequence[str]
+) -> State | None:
+    """The base model's parameters, for a method that needs them."""
+    if base is None or not method.requires.base:
+        return None
+    return base_state(model, base.model, heads)
 
 
 def _weighted(spec: ModelSpec, options: Any, source: Source) -> Any:

@@ -46,6 +46,9 @@ def resolved_recipe(
                 zip(recipe.models, prepared.sources, prepared.inputs.model_options, strict=True)
             )
         ),
+        base_model=_pinned(recipe.base_model, prepared.base)
+        if recipe.base_model and prepared.base
+        else None,
         parameters=asdict(options),
         stop_at=depth,
         budget=None,
@@ -90,6 +93,7 @@ def make_report(
             SourceRecord.of(replace(source, task=spec.task))
             for source, spec in zip(prepared.sources, recipe.models, strict=True)
         ),
+        base=SourceRecord.of(prepared.base) if prepared.base else None,
         tasks=tuple(TaskRecord.of(task) for task in prepared.tasks),
         method=MethodRecord(method.name, method.title, method.reference),
         versions=versions(),

@@ -20,7 +20,9 @@ def published(report: Report) -> Report:
 
     Names of tasks and labels stay as they are, even where they look like paths.
     """
-    names = {s.reference: s.name for s in report.sources if s.revision is None}
+    base = report.base
+    models = (*report.sources, *([base] if base else []))
+    names = {s.reference: s.name for s in models if s.revision is None}
     evaluation = report.evaluation
     if evaluation is not None:
         evaluation = _evaluation(evaluation, names)
@@ -32,6 +34,7 @@ def published(report: Report) -> Report:
         report,
         recipe=_value(report.recipe, names),
         sources=tuple(replace(s, reference=_value(s.reference, names)) for s in report.sources),
+        base=replace(base, reference=_value(base.reference, names)) if base else None,
         findings=tuple(_sentence(finding, names) for finding in report.findings),
         calibration=_value(report.calibration, names),
         evaluation=evaluation,

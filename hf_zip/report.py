@@ -163,6 +163,7 @@ class Report:
         calibration: Where the calibration inputs come from, as they describe themselves; nothing
             where there were none.
         evaluation: What was measured; nothing before that.
+        base: The model that the sources were fine-tuned from, where it is known.
         schema_version: Version of these fields.
 
     Raises:
@@ -189,6 +190,7 @@ class Report:
     family: tuple[Ancestor, ...] = ()
     calibration: Mapping[str, Any] | None = None
     evaluation: Evaluation | None = None
+    base: SourceRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class Request:
     Args:
         recipe: What to do.
         models: Models in memory by their position in the recipe.
+        base: Their base model in memory.
         processor: Their image processor or tokenizer.
         calibration: Calibration inputs in memory.
         evaluation: Labelled data in memory by task.
@@ -39,6 +40,7 @@ class Request:
 
     recipe: Recipe
     models: Mapping[int, PreTrainedModel] = field(default_factory=dict)
+    base: PreTrainedModel | None = None
     processor: Any = None
     calibration: Any = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
@@ -73,9 +75,13 @@ class Request:
         )
 
     def load_base(self) -> Source | None:
-        """Returns the model that the others were fine-tuned from; nothing if none is named."""
-        name = self.recipe.base_model
-        return None if name is None else load_source(name)
+        """Returns the base model, loaded or copied from memory; nothing where there is none."""
+        reference = self.recipe.base_model
+        if reference is None:
+            return None
+        if self.base is not None:
+            return from_model(self.base, None, reference)
+        return load_source(reference, allow_pickle=self.allow_pickle)
 
     def load_calibration(self, source: Source) -> Any:
         """Returns the calibration inputs as a source takes them; nothing where there are none."""
@@ -174,6 +180,11 @@ def read_request(
     in_memory = {i: m for i, m in enumerate(listed) if isinstance(m, PreTrainedModel)}
     task_names: Sequence[str | None] = tasks or [None] * len(listed)
     names = [f"model_{i}" if i in in_memory else str(m) for i, m in enumerate(listed)]
+    keys = dict(recipe_keys or {})
+    base = keys.get("base_model")
+    base = base if isinstance(base, PreTrainedModel) else None
+    if base is not None:
+        keys["base_model"] = "base_model"
     calibration_spec, calibration_memory = _calibration(calibration)
     evaluation_specs, evaluation_memory = _evaluation(evaluation)
     validation_specs, validation_memory = _evaluation(validation)
@@ -185,11 +196,12 @@ def read_request(
         "calibration": calibration_spec,
         "evaluation": evaluation_specs,
         "validation": validation_specs,
-        **(recipe_keys or {}),
+        **keys,
     }
     return Request(
         Recipe.from_dict(values),
         in_memory,
+        base,
         processor,
         calibration_memory,
         evaluation_memory,

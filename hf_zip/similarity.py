@@ -51,9 +51,14 @@ class PairSimilarity:
         roles = (*LINEAR_ROLES, WEIGHTS)
         linear = [self.cosines[role] for role in roles if role in self.cosines]
         median = statistics.median(linear) if linear else (SHARED_FROM + DIFFERENT_UP_TO) / 2
-        if median >= SHARED_FROM:
-            return "shared"
-        return "different" if median <= DIFFERENT_UP_TO else "unclear"
+        return verdict(median)
+
+
+def verdict(similarity: float) -> Initialisation:
+    """Tells what the cosine between the weights of two models says of their initialisation."""
+    if similarity >= SHARED_FROM:
+        return "shared"
+    return "different" if similarity <= DIFFERENT_UP_TO else "unclear"
 
 
 def similarities(sources: Sequence[Source], adapter: Adapter | None) -> tuple[PairSimilarity, ...]:
@@ -67,33 +72,35 @@ def similarities(sources: Sequence[Source], adapter: Adapter | None) -> tuple[Pa
 
 
 def task_vector_similarities(
-    sources: Sequence[Source], base: PreTrainedModel, adapter: Adapter | None
+    sources: Sequence[Source], base: Mapping[str, Tensor], adapter: Adapter | None
 ) -> tuple[PairSimilarity, ...]:
     """Returns how alike the changes are that every pair of models made to a base model.
 
-    Roles whose weights have other shapes in the base model, such as embeddings of more tokens, are
-    left out; without any other there are no pairs.
-
     Args:
         sources: Models of the same shapes.
-        base: What they were fine-tuned from; its head may be another.
+        base: The parameters of what they were fine-tuned from, by the names that the models have
+            for them; what it lacks is left out.
         adapter: Their family's table; nothing if there is none that covers their class.
 
     Source: Ilharco et al., Editing Models with Task Arithmetic, section 2,
         https://arxiv.org/abs/2212.04089; conflicts of signs: Yadav et al., TIES-Merging, section
         3, https://arxiv.org/abs/2306.01708, here before any trimming.
     """
-    before = _by_role(base, adapter)
-    after = [_by_role(source.model, adapter) for source in sources]
-    roles = [
-        role for role, own in after[0].items() if _shapes(own) == _shapes(before.get(role, []))
-    ]
-    if not roles:
-        return ()
-    changes = [
-        {r: [x - y for x, y in zip(own[r], before[r], strict=True)] for r in roles} for own in after
-    ]
-    return _pairs(sources, changes)
+    roles = {
+        role: [name for name in names if name in base]
+        for role, names in _roles(sources[0].model, adapter).items()
+    }
+    changes = []
+    for source in sources:
+        after = dict(source.model.named_parameters())
+        changes.append(
+            {
+                role: [after[name].detach() - base[name] for name in names]
+                for role, names in roles.items()
+                if names
+            }
+        )
+    return _pairs(sources, changes) if any(roles.values()) else ()
 
 
 def _pairs(
@@ -131,35 +138,30 @@ def initialisation(pairs: Sequence[PairSimilarity]) -> Initialisation:
 
 def _by_role(model: PreTrainedModel, adapter: Adapter | None) -> dict[str, list[Tensor]]:
     """Returns the parameters of every role, in the model's order."""
-    return _all_weights(model) if adapter is None else _weights(model, adapter)
+    parameters = dict(model.named_parameters())
+    return {
+        role: [parameters[name].detach() for name in names]
+        for role, names in _roles(model, adapter).items()
+    }
 
 
-def _weights(model: PreTrainedModel, adapter: Adapter) -> dict[str, list[Tensor]]:
+def _roles(model: PreTrainedModel, adapter: Adapter | None) -> dict[str, list[str]]:
+    """Returns the names of the matrices of every role; roles without any are left out."""
+    wide = {name for name, parameter in model.named_parameters() if parameter.dim() >= 2}
+    if adapter is None:
+        heads = tuple(f"{head}." for head in task_heads(model))
+        own = [n for n, _ in model.named_parameters() if n in wide and not n.startswith(heads)]
+        return {WEIGHTS: own} if own else {}
     layers = blocks(model, adapter)
     names = {role: [f"{getattr(layer, role)}.weight" for layer in layers] for role in LINEAR_ROLES}
     names["embeddings"] = list(embedding_names(model, adapter))
-    parameters = dict(model.named_parameters())
-    found: dict[str, list[Tensor]] = {}
-    for role, places in names.items():
-        tensors = [parameters[place].detach() for place in places if place in parameters]
-        wide = [tensor for tensor in tensors if tensor.dim() >= 2]
-        if wide:
-            found[role] = wide
-    return found
+    found = {role: [name for name in places if name in wide] for role, places in names.items()}
+    return {role: places for role, places in found.items() if places}
 
 
-def _all_weights(model: PreTrainedModel) -> dict[str, list[Tensor]]:
-    heads = tuple(f"{head}." for head in task_heads(model))
-    parameters = [
-        parameter.detach()
-        for name, parameter in model.named_parameters()
-        if parameter.dim() >= 2 and not name.startswith(heads)
-    ]
-    return {WEIGHTS: parameters} if parameters else {}
-
-
-def _shapes(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in tensors]
+def cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Returns the cosine between two lists of tensors, each as one vector; 0 where one is 0."""
+    return _compare(first, second)[0]
 
 
 def _compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[float, float | None]:

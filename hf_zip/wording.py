@@ -7,7 +7,7 @@ from typing import Any
 from hf_zip.candidates import Kind
 from hf_zip.evaluate import Evaluation, Row
 from hf_zip.metadata import last_row
-from hf_zip.report import Report
+from hf_zip.report import Report, SourceRecord
 from hf_zip.tables import percent
 
 _KINDS: dict[Kind, str] = {
@@ -28,6 +28,20 @@ _APART: dict[Kind, str] = {
 _JOINT = (
     "Joint and per-task accuracy differ: the second supposes that the task of an input is known."
 )
+
+
+def answered(report: Report, source: SourceRecord) -> str:
+    """Returns the tasks of a source, which may be several of a merge."""
+    position = report.sources.index(source)
+    names = [task.name for task in report.tasks if position in task.members]
+    return ", ".join(names) or source.task or "not named"
+
+
+def licence(source: SourceRecord) -> str:
+    """Returns the licence that a source states, and where its text is."""
+    if source.license is None:
+        return "not stated"
+    return source.license.name + (f" ({source.license.link})" if source.license.link else "")
 
 
 def meanings(evaluation: Evaluation | None, apart: bool = False) -> dict[Kind, str]:

@@ -14,6 +14,8 @@ from hf_zip import cli
 from hf_zip.charts import charts
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation
+from hf_zip.licenses import License
+from hf_zip.lineage import Ancestor
 from hf_zip.page import PAGE_NAME, render_page, report_page
 from hf_zip.report import REPORT_NAME, MethodRecord, SimilarityRecord, SourceRecord, Validation
 from hf_zip.sweep_report import SWEEP_NAME, SweepReport, read_sweep
@@ -58,8 +60,10 @@ class Seen(HTMLParser):
 
 def renamed(name):
     """A report in which everything that comes from elsewhere is called so."""
-    source = SourceRecord(name, name, name, sha256=name, license=name, architecture=name)
-    hub = SourceRecord(f"org/{name}", f"x {name}", name, revision=name, license=name)
+    source = SourceRecord(
+        name, name, name, sha256=name, license=License(name, False, name), architecture=name
+    )
+    hub = SourceRecord(f"org/{name}", f"x {name}", name, revision=name, license=License(name))
     task = EvaluatedTask(name, 4, {name: name}, metric=name)
     rows = tuple(
         replace(row, name=f"{row.name} {name}", per_task={name: 0.5}) for row in EVALUATION.rows
@@ -78,6 +82,8 @@ def renamed(name):
         similarities=(SimilarityRecord(name, name, "weights", {name: 0.5}, {name: 0.5}),),
         matching={name: 0.5, f"layers.0.{name}": 0.5},
         explained={f"unmerge.{name}": 0.5},
+        base=source,
+        family=(Ancestor(name, name, name, 1.0, name, (Ancestor(name),)),),
         depths=(
             {"blocks": 0, "explained": [1.0, 0.5], "parameters": 5, "validation": {name: 0.5}},
         ),

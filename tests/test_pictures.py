@@ -118,11 +118,10 @@ def test_a_merge_does_not_fail_for_its_pictures(workshop, tmp_path, monkeypatch,
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", broken)
     with caplog.at_level(logging.WARNING, "hf_zip"):
-        merged(workshop, out=tmp_path / "out", base_model="nobody/here")
+        merged(workshop, out=tmp_path / "out")
     assert drawn(tmp_path / "out") == set()
     assert shown((tmp_path / "out" / "README.md").read_text()) == []
     assert "no picture of accuracy is drawn: no ink" in caplog.text
-    assert "their base model is not compared: 'nobody/here' is not a folder" in caplog.text
     assert [pair.compared for pair in read(tmp_path / "out").similarities] == ["weights"]
 
 

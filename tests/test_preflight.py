@@ -423,24 +423,19 @@ def test_task_vectors_are_what_was_changed_of_the_base(adapter):
     with torch.no_grad():
         for mine, theirs in zip(opposite.parameters(), both.parameters(), strict=True):
             mine -= theirs - mine
-    (pair,) = task_vector_similarities(sources(both, opposite), base, adapter)
+    (pair,) = task_vector_similarities(
+        sources(both, opposite), {n: p.detach() for n, p in base.named_parameters()}, adapter
+    )
     assert pair.cosines == pytest.approx(dict.fromkeys(pair.cosines, -1.0), abs=1e-6)
     assert min(pair.sign_conflicts.values()) > 0.999
     (pair,) = similarities(sources(both, opposite), adapter)
     assert min(pair.cosines.values()) > 0.9
 
 
-def test_the_base_may_be_of_another_class_but_not_of_another_shape():
+def test_the_base_may_be_of_another_class():
     base = ViTModel(vit().config)
-    first, second = vit(), finetuned(vit(), 1)
-    (pair,) = check(first, second, base=from_model(base)).task_vectors
+    first, second = finetuned(vit(), 2), finetuned(vit(), 1)
+    base.load_state_dict(vit().vit.state_dict(), strict=False)
+    (pair,) = check(first, second, base=from_model(base, processor=processor())).task_vectors
     assert {*pair.cosines} == {*ROLES}
-    wider = ViTModel(vit(image_size=16).config)
-    (pair,) = check(first, second, base=from_model(wider)).task_vectors
-    assert {*pair.cosines} == {*LINEAR_ROLES}
-    for other in (bert(), ViTModel(vit(hidden_size=24, intermediate_size=9).config)):
-        found = check(first, second, base=from_model(other, name="b", processor=processor()))
-        assert found.task_vectors == ()
-        assert codes(found, "warning") == ["base"]
-        assert "base_model 'b', a" in message(found, "base")
     assert check(first, second).task_vectors == ()

@@ -6,6 +6,8 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from hf_zip import cli
+from hf_zip.methods import method_named
+from hf_zip.plain import build
 from hf_zip.recipe import Recipe
 from scripts.readme_tables import refreshed
 
@@ -16,11 +18,15 @@ def test_generated_tables_are_fresh():
     assert refreshed(README) == README, "run python scripts/readme_tables.py"
 
 
-def test_the_recipe_of_the_readme_is_one(tmp_path):
-    (text,) = (block for block in blocks("yaml") if "merge_method" in block)
-    (tmp_path / "recipe.yaml").write_text(text)
-    recipe = Recipe.from_yaml(tmp_path / "recipe.yaml")
-    assert [model.task for model in recipe.models] == ["pets", "trees"]
+def test_the_recipes_of_the_readme_are_some(tmp_path):
+    texts = [block for block in blocks("yaml") if "merge_method" in block]
+    tasks = []
+    for text in texts:
+        (tmp_path / "recipe.yaml").write_text(text)
+        recipe = Recipe.from_yaml(tmp_path / "recipe.yaml")
+        build(method_named(recipe.merge_method).options, recipe.parameters, "parameters")
+        tasks.append([model.task for model in recipe.models])
+    assert tasks == [["sentiment", "entailment"], ["pets", "trees"]]
 
 
 def test_every_command_of_the_readme_exists():

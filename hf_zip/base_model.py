@@ -1,0 +1,180 @@
+"""The model that others were fine-tuned from: its parameters under their names, and its checks."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_zip.compatibility import Finding, compare_configs, has_tokenizer, refused
+from hf_zip.errors import first_few
+from hf_zip.similarity import cosine, verdict
+from hf_zip.sources import Source
+from hf_zip.tokenization import compare_tokenizers
+
+# Of a model's parameters, at least so many should be in its base for it to be one.
+_LEAST_SHARED = 0.5
+
+
+def base_state(
+    model: PreTrainedModel, base: PreTrainedModel, heads: Sequence[str]
+) -> dict[str, Tensor]:
+    """Returns the parameters of a base model under the names that a fine-tuned one has for them.
+
+    The base may have another head, or none, or be the whole of which the model is one encoder: what
+    lies below the base models is found by its place there, everything else by its full name.
+
+    Args:
+        model: A model that was fine-tuned.
+        base: The model that it was fine-tuned from; the tensors are its own.
+        heads: Linear layers that make a task head; they are left out.
+    """
+    own, theirs = _prefixes(model), _prefixes(base)
+    known = {name: p.detach() for name, p in base.named_parameters(remove_duplicate=False)}
+    left_out = tuple(f"{head}." for head in heads)
+    found = {}
+    for name, _ in model.named_parameters():
+        if name.startswith(left_out):
+            continue
+        place = _place(name, own, theirs)
+        for candidate in (place, name):
+            if candidate in known:
+                found[name] = known[candidate]
+                break
+    return found
+
+
+def compare_base(
+    sources: Sequence[Source], base: Source, heads: Sequence[str], force: bool
+) -> Iterator[Finding]:
+    """Returns what is wrong, or worth knowing, between models and their base.
+
+    Args:
+        sources: The models, all of one class.
+        base: What they should have been fine-tuned from.
+        heads: Linear layers that make a task head.
+        force: See `refused`.
+    """
+    first = sources[0]
+    own, theirs = (_prefixes(source.model) for source in (first, base))
+    if own.keys().isdisjoint(theirs):
+        yield Finding(
+            "error",
+            "base",
+            f"{_names(base)} is of type {base.model.config.model_type}, but {first.reference!r} is "
+            f"of type {first.model.config.model_type}; give the model that it was fine-tuned from",
+        )
+        return
+    found = base_state(first.model, base.model, heads)
+    misfits = list(_misfits(first, base, heads, found))
+    yield from misfits
+    if any(finding.level == "error" for finding in misfits):
+        return
+    if type(first.model.config) is type(base.model.config):
+        yield from compare_configs(first, base, force)
+    if has_tokenizer(first) and has_tokenizer(base):
+        tokens = compare_tokenizers(first, base, force)
+        # How either cuts texts off, or writes them apart, does not touch its weights.
+        yield from (finding for finding in tokens if finding.code == "vocabulary")
+    for source in sources:
+        yield from _unlike(source, base, heads, force)
+
+
+def _misfits(
+    first: Source, base: Source, heads: Sequence[str], found: Mapping[str, Tensor]
+) -> Iterator[Finding]:
+    """What of the first model's parameters the base lacks or has in another shape."""
+    left_out = tuple(f"{head}." for head in heads)
+    shared = {
+        name: tuple(parameter.shape)
+        for name, parameter in first.model.named_parameters()
+        if not name.startswith(left_out)
+    }
+    absent = [name for name in shared if name not in found]
+    if sum(math.prod(shared[n]) for n in absent) > (1 - _LEAST_SHARED) * sum(
+        math.prod(shape) for shape in shared.values()
+    ):
+        yield Finding(
+            "error",
+            "base",
+            f"{_names(base)} has {len(found)} of the {len(shared)} parameters of "
+            f"{first.reference!r} outside its head ({first_few(absent, 3)} are absent); give the "
+            "model that it was fine-tuned from",
+        )
+        return
+    differing = [name for name, tensor in found.items() if tuple(tensor.shape) != shared[name]]
+    if differing:
+        shapes = (f"{n} {tuple(found[n].shape)} and {shared[n]}" for n in differing[:3])
+        yield Finding(
+            "error",
+            "base",
+            f"{_names(base)} and {first.reference!r} differ in {len(differing)} parameters outside "
+            f"their heads: {', '.join(shapes)}; give the model that it was fine-tuned from",
+        )
+        return
+    if absent:
+        yield Finding(
+            "info",
+            "base",
+            f"{_names(base)} lacks {first_few(absent, 3, str)}, which the models are averaged in",
+        )
+
+
+def _unlike(source: Source, base: Source, heads: Sequence[str], force: bool) -> Iterator[Finding]:
+    """Whether a model's weights look as if they came from the base.
+
+    Embeddings are not looked at: those of words may stand in another order.
+    """
+    found = base_state(source.model, base.model, heads)
+    own = dict(source.model.named_parameters())
+    modules = source.model.named_modules()
+    tables = {f"{name}.weight" for name, module in modules if isinstance(module, nn.Embedding)}
+    names = [name for name, tensor in found.items() if tensor.dim() >= 2 and name not in tables]
+    alike = cosine([own[name].detach() for name in names], [found[name] for name in names])
+    told = verdict(alike) if names else "shared"
+    if told == "different":
+        yield refused(
+            "base",
+            f"the weights of {_names(base)} and of {source.reference!r} are unrelated (cosine "
+            f"{alike:.2f}), so their difference is no task vector",
+            "Give the model that it was fine-tuned from",
+            "their difference is taken for one",
+            force,
+        )
+    elif told == "unclear":
+        yield Finding(
+            "warning",
+            "base",
+            f"the weights of {_names(base)} and of {source.reference!r} are only somewhat alike "
+            f"(cosine {alike:.2f}); check that it was fine-tuned from there",
+        )
+    elif all(torch.equal(own[name], tensor) for name, tensor in found.items()):
+        yield Finding(
+            "warning",
+            "base",
+            f"{source.reference!r} has the weights of {_names(base)}, so its task vector is zero",
+        )
+
+
+def _prefixes(model: PreTrainedModel) -> dict[str, str]:
+    """What comes before the names of a model's trunk, by its type, and of its encoders."""
+    prefix = model.base_model_prefix
+    found = {str(model.config.model_type): f"{prefix}." if hasattr(model, prefix) else ""}
+    for name, child in model.named_children():
+        if isinstance(child, PreTrainedModel):
+            found.setdefault(str(child.config.model_type), f"{name}.")
+    return found
+
+
+def _place(name: str, own: Mapping[str, str], theirs: Mapping[str, str]) -> str | None:
+    """The name in the base of what lies below the trunk or an encoder; nothing outside of them."""
+    inside = [kind for kind, prefix in own.items() if kind in theirs and name.startswith(prefix)]
+    if not inside:
+        return None
+    kind = max(inside, key=lambda kind: len(own[kind]))
+    return theirs[kind] + name.removeprefix(own[kind])
+
+
+def _names(base: Source) -> str:
+    return f"base_model {base.reference!r}"

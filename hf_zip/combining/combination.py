@@ -1,0 +1,95 @@
+"""What a merge of fine-tunes works on: one parameter at a time, and what a first pass found."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of all models and of their base, in the precision of the arithmetic.
+
+    Args:
+        name: Its name.
+        tensors: Its values in the models, in the order of the recipe.
+        base: Its values in the base model; nothing for methods that need none.
+    """
+
+    name: str
+    tensors: Float[Tensor, " models *shape"]
+    base: Float[Tensor, " *shape"] | None = None
+
+    @property
+    def task_vectors(self) -> Float[Tensor, " models *shape"]:
+        """What fine-tuning added to the base in every model."""
+        return self.tensors if self.base is None else self.tensors - self.base
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a merge was asked for, beside its parameters.
+
+    Args:
+        options: The method's options.
+        models: The options of each model.
+        seed: Decides every random choice.
+        found: What the first pass over all parameters found.
+    """
+
+    options: Any
+    models: tuple[Any, ...]
+    seed: int = 0
+    found: Any = None
+
+    def of_models(self, name: str) -> tuple[Any, ...]:
+        """Returns an option of every model; the method's, where a model has none of its own."""
+        own = (getattr(model, name) for model in self.models)
+        common = getattr(self.options, name, None)
+        return tuple(common if value is None else value for value in own)
+
+
+Parameters = Callable[[], Iterator[Parameter]]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A merge that needs one parameter at a time.
+
+    Args:
+        combine: Returns the merged parameter.
+        survey: Returns what is to be known of all parameters before, in passes over them that start
+            anew with every call of its first argument; left out, nothing is.
+    """
+
+    combine: Callable[[Parameter, Setting], Tensor]
+    survey: Callable[[Parameters, Setting], Any] | None = None
+
+
+def added(
+    merge: Callable[[Parameter, Setting], Tensor],
+) -> Callable[[Parameter, Setting], Tensor]:
+    """Returns what adds a merged task vector to the base, times the option `scaling`.
+
+    Args:
+        merge: Returns the merged task vector of a parameter.
+    """
+
+    def combine(parameter: Parameter, setting: Setting) -> Tensor:
+        merged = setting.options.scaling * merge(parameter, setting)
+        return merged if parameter.base is None else parameter.base + merged
+
+    return combine
+
+
+def weights_of(setting: Setting, like: Tensor) -> Float[Tensor, "models ..."]:
+    """Returns the weights of the models, shaped to be multiplied with their tensors.
+
+    Args:
+        setting: What the merge was asked for.
+        like: A tensor of all models.
+    """
+    weights = like.new_tensor(setting.of_models("weight"))
+    return weights.reshape(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,19 @@
+"""Checks of numbers that somebody chose."""
+
+from hf_zip.errors import HfZipError
+
+
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Checks that a number lies in a closed interval.
+
+    Args:
+        name: What the number is, for the message.
+        value: The number.
+        low: Its least value.
+        high: Its largest value.
+
+    Raises:
+        HfZipError: It does not.
+    """
+    if not low <= value <= high:
+        raise HfZipError(f"{name} is {value}; it should be in [{low:g}, {high:g}]")
