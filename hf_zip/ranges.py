@@ -3,8 +3,8 @@
 from hf_zip.errors import HfZipError
 
 
-def check_between(name: str, value: float, low: float, high: float) -> None:
-    """Checks that a number lies in a closed interval.
+def check_between(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
+    """Checks that a number lies in a closed interval; left out, that it is a share.
 
     Args:
         name: What the number is, for the message.

@@ -19,7 +19,12 @@ METHODS = list(methods().values())
 # Options at which a method gives back what all models agree on. ZipIt!'s alpha below 1 would rather
 # merge two features of one model than bring a third copy to a pair. The ridge of a refit shrinks.
 NO_RIDGE = {"penalty": 1e-10, "head_penalty": 1e-10}
-LOSSLESS = {"zipit": {"alpha": 1.0}, "zipfit": NO_RIDGE, "pleas": NO_RIDGE}
+LOSSLESS = {
+    "zipit": {"alpha": 1.0},
+    "zipfit": NO_RIDGE,
+    "pleas": NO_RIDGE,
+    "ties": {"density": 1.0},
+}
 # The same for as many copies of a model: a sum of task vectors is as many times as long.
 LOSSLESS_COPIES = {"task_arithmetic": lambda copies: {"scaling": 1 / copies}}
 every_adapter = pytest.mark.parametrize(
@@ -67,6 +72,7 @@ def merge(method, models):
     keys = {}
     if method.requires.base:
         family = adapters()[models[0].config.model_type]
+        torch.manual_seed(9)
         keys["base_model"] = randomise(family.example().double().eval(), 9)
     tasks = ["same"] * len(models)
     request = read_request(models, method=method.name, tasks=tasks, recipe_keys=keys)

@@ -1,0 +1,88 @@
+"""The largest numbers of tensors that are seen one at a time: exact thresholds without sorting."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+_DIGIT = 16  # bits that one pass decides
+_CHUNK = 1 << 22  # numbers that are counted at once
+
+
+def thresholds(
+    passes: Callable[[], Iterable[Float[Tensor, " models *shape"]]], densities: Sequence[float]
+) -> tuple[float, ...]:
+    """Returns for each model the magnitude from which on a share of its numbers is kept.
+
+    Of n numbers the nearest whole number to `density * n` is kept; those that equal the smallest
+    one kept are all kept. A threshold is infinite where nothing is kept. The magnitudes are ordered
+    as their bits are, so each pass counts how often each value of the next 16 bits occurs among the
+    numbers that are still in question: two passes are exact for float32, four for float64.
+
+    Args:
+        passes: Starts a pass over the tensors of all models.
+        densities: The share of each model's numbers to keep, in [0, 1].
+
+    Example:
+        >>> thresholds(lambda: [torch.tensor([[3.0, -5.0]]), torch.tensor([[1.0, 4.0]])], [0.5])
+        (4.0,)
+    """
+    sizes, bits = 0, 0
+    for part in passes():
+        sizes += part[0].numel()
+        bits = 8 * part.element_size()
+    ranks = [round(density * sizes) for density in densities]
+    # Bits decided so far, and how many larger numbers there are among those still in question.
+    found = [0] * len(ranks)
+    left = list(ranks)
+    for shift in reversed(range(0, bits, _DIGIT)):
+        counts = torch.zeros(len(ranks), 1 << _DIGIT, dtype=torch.int64)
+        for part in passes():
+            for model, own in enumerate(part):
+                counts[model] += _digits(own, shift, found[model])
+        for model, rank in enumerate(left):
+            if rank > 0:
+                digit, left[model] = _descend(counts[model], rank)
+                found[model] = (found[model] << _DIGIT) | digit
+    return tuple(
+        _number(value, bits) if rank > 0 else float("inf")
+        for value, rank in zip(found, ranks, strict=True)
+    )
+
+
+def trim(
+    tensors: Float[Tensor, " models *shape"], magnitudes: Sequence[float]
+) -> Float[Tensor, " models *shape"]:
+    """Returns tensors with all numbers below a magnitude set to zero.
+
+    Args:
+        tensors: One tensor of each model.
+        magnitudes: The least magnitude to keep of each.
+    """
+    least = tensors.new_tensor(magnitudes).reshape(-1, *[1] * (tensors.dim() - 1))
+    return torch.where(tensors.abs() >= least, tensors, 0)
+
+
+def _digits(tensor: Tensor, shift: int, prefix: int) -> Int64[Tensor, " values"]:
+    """How often each value of 16 bits occurs in the magnitudes whose higher bits are known."""
+    counts = torch.zeros(1 << _DIGIT, dtype=torch.int64)
+    kind = torch.int32 if tensor.element_size() == 4 else torch.int64
+    for chunk in tensor.flatten().split(_CHUNK):
+        upper = chunk.abs().view(kind) >> shift
+        own = upper[(upper >> _DIGIT) == prefix]
+        counts += torch.bincount(own & ((1 << _DIGIT) - 1), minlength=1 << _DIGIT).cpu()
+    return counts
+
+
+def _descend(counts: Int64[Tensor, " values"], rank: int) -> tuple[int, int]:
+    """The value at which the largest ones reach a rank, and the rank among those of this value."""
+    reached = counts.flip(0).cumsum(0)
+    place = int(torch.searchsorted(reached, rank))
+    above = int(reached[place - 1]) if place else 0
+    return len(counts) - 1 - place, rank - above
+
+
+def _number(bits: int, size: int) -> float:
+    kinds = (torch.int32, torch.float32) if size == 32 else (torch.int64, torch.float64)
+    return float(torch.tensor(bits, dtype=kinds[0]).view(kinds[1]))

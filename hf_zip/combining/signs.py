@@ -1,0 +1,31 @@
+"""One sign per number, elected by all models, and the mean of those that agree with it."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def elected_mean(
+    vectors: Float[Tensor, " models *shape"], weights: Float[Tensor, "models ..."]
+) -> Float[Tensor, " *shape"]:
+    """Returns for each number the mean over the models that have the elected sign there.
+
+    Elected is the sign of the weighted sum. Where the votes cancel there is none, and no mean.
+
+    Args:
+        vectors: Task vectors, trimmed; zeros take no part.
+        weights: The weights of the models, zero or above.
+
+    Source: TIES-Merging (https://arxiv.org/abs/2306.01708), section 4, steps 2 and 3. The weights
+    are 1 there; and where a sum is zero, the authors' code takes the sign that most numbers have.
+
+    Example:
+        >>> vectors = torch.tensor([[1.0, 2.0], [4.0, -3.0], [-2.0, 1.0]])
+        >>> elected_mean(vectors, torch.ones(3, 1)).tolist()
+        [2.5, 0.0]
+    """
+    weighted = weights * vectors
+    agree = vectors.sign() == weighted.sum(dim=0).sign()
+    total = (agree * weights).sum(dim=0)
+    summed = torch.where(agree, weighted, 0).sum(dim=0)
+    return torch.where(total > 0, summed / torch.where(total > 0, total, 1), 0)
