@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft.utils import merge_utils
 
+from hf_zip.combining.signs import elected_mean
 from hf_zip.errors import HfZipError
 from tests.siblings import combined, flat, tensors
 
@@ -113,7 +114,87 @@ def test_a_density_is_a_share(density):
         combined("ties", base, states, [{"density": density}])
 
 
-def test_a_vote_is_not_negative():
+@pytest.mark.parametrize(("method", "options"), [("ties", {}), ("dare", {"merge": "ties"})])
+def test_a_vote_is_not_negative(method, options):
+    base, states = tensors(2)
+    with pytest.raises(HfZipError, match=r"has the weight -1, .* a vote; it should be 0 or more"):
+        combined(method, base, states, [{"weight": -1.0}, {}], **options)
+
+
+# DARE.
+
+
+def test_dare_without_drops_is_task_arithmetic_or_ties_of_all():
+    base, states = tensors()
+    for merge, other, options in (
+        ("linear", "task_arithmetic", {}),
+        ("ties", "ties", {"density": 1.0}),
+    ):
+        found = combined("dare", base, states, drop_rate=0.0, merge=merge)
+        assert torch.equal(flat(found), flat(combined(other, base, states, **options)))
+
+
+def test_dare_that_drops_all_leaves_the_base():
+    base, states = tensors()
+    for rescale in (True, False):
+        found = combined("dare", base, states, drop_rate=1.0, rescale=rescale)
+        assert torch.equal(flat(found), flat(base))
+
+
+def test_dare_keeps_what_it_should_and_enlarges_it():
+    base = {"w": torch.zeros(200, 100)}
+    states = [{"w": torch.ones(200, 100)}, {"w": 2 * torch.ones(200, 100)}]
+    models = [{"drop_rate": 0.75}, {"weight": 0.5, "drop_rate": 0.5}]
+    found = combined("dare", base, states, models, scaling=1.0)["w"]
+    # Numbers of the first become 4 or 0, of the second, at half the weight, 2 or 0.
+    counts = {float(value): (found == value).float().mean().item() for value in found.unique()}
+    expected = {0.0: 0.375, 2.0: 0.375, 4.0: 0.125, 6.0: 0.125}
+    assert counts.keys() == expected.keys()
+    assert counts == pytest.approx(expected, abs=0.02)
+    raw = combined("dare", base, states, models, scaling=1.0, rescale=False)["w"]
+    assert torch.equal(raw > 0, found > 0)
+    assert raw.unique().tolist() == [0.0, 1.0, 2.0]
+
+
+def test_dare_elects_signs_among_what_is_left():
+    base, states = tensors(seed=3)
+    options = {"drop_rate": 0.4, "scaling": 1.0, "seed": 5}
+    # What is left of each model, seen where the other weighs nothing.
+    left = []
+    for kept in range(3):
+        models = [{"weight": float(model == kept)} for model in range(3)]
+        left.append(flat(combined("dare", base, states, models, **options)) - flat(base))
+        dropped = left[-1].abs() < 1e-6
+        assert 0 < dropped.sum() < dropped.numel()
+        rows = vectors(base, states)[kept].float() / 0.6
+        torch.testing.assert_close(left[-1], rows * ~dropped, rtol=0, atol=1e-5)
+    found = combined("dare", base, states, merge="ties", **options)
+    expected = elected_mean(torch.stack(left), torch.ones(3, 1))
+    torch.testing.assert_close(flat(found) - flat(base), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dare"])
+def test_what_is_drawn_depends_on_seed_name_and_model_alone(method):
+    base, states = tensors()
+    turned = [{name: state[name] for name in reversed(base)} for state in (base, *states)]
+    found = combined(method, base, states, seed=3)
+    other = combined(method, turned[0], turned[1:], seed=3)
+    assert all(torch.equal(found[name], other[name]) for name in base)
+    for name in base:
+        alone = combined(method, {name: base[name]}, [{name: s[name]} for s in states], seed=3)
+        assert torch.equal(found[name], alone[name])
+    assert not torch.equal(flat(found), flat(combined(method, base, states, seed=4)))
+    renamed = combined(method, {"x": base["first"]}, [{"x": s["first"]} for s in states], seed=3)
+    assert not torch.equal(found["first"], renamed["x"])
+    same = {"w": torch.zeros(40, 40)}
+    twins = combined(method, same, [{"w": torch.ones(40, 40)}] * 2, scaling=1.0)
+    assert len(twins["w"].unique()) > 2
+
+
+def test_a_rate_is_a_share():
     base, states = tensors(1)
-    with pytest.raises(HfZipError, match=r"weight is -1.0; it should be in \[0, inf\]"):
-        combined("ties", base, states, [{"weight": -1.0}])
+    message = r"drop_rate is 1.5; it should be in \[0, 1\]"
+    with pytest.raises(HfZipError, match=message):
+        combined("dare", base, states, drop_rate=1.5)
+    with pytest.raises(HfZipError, match=message):
+        combined("dare", base, states, [{"drop_rate": 1.5}])

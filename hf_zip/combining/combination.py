@@ -1,6 +1,6 @@
 """What a merge of fine-tunes works on: one parameter at a time, and what a first pass found."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,26 +70,32 @@ class Combination:
 
 def added(
     merge: Callable[[Parameter, Setting], Tensor],
+    scaling: Callable[[Any], float] = lambda options: options.scaling,
 ) -> Callable[[Parameter, Setting], Tensor]:
-    """Returns what adds a merged task vector to the base, times the option `scaling`.
+    """Returns what adds a merged task vector to the base, times a factor.
 
     Args:
         merge: Returns the merged task vector of a parameter.
+        scaling: Returns the factor of some options; left out, their `scaling`.
     """
 
     def combine(parameter: Parameter, setting: Setting) -> Tensor:
-        merged = setting.options.scaling * merge(parameter, setting)
+        merged = scaling(setting.options) * merge(parameter, setting)
         return merged if parameter.base is None else parameter.base + merged
 
     return combine
 
 
-def weights_of(setting: Setting, like: Tensor) -> Float[Tensor, "models ..."]:
-    """Returns the weights of the models, shaped to be multiplied with their tensors.
+def per_model(values: Sequence[float], like: Tensor) -> Float[Tensor, "models ..."]:
+    """Returns one number of each model, shaped to be combined with their tensors.
 
     Args:
-        setting: What the merge was asked for.
+        values: The numbers.
         like: A tensor of all models.
     """
-    weights = like.new_tensor(setting.of_models("weight"))
-    return weights.reshape(-1, *[1] * (like.dim() - 1))
+    return like.new_tensor(values).reshape(-1, *[1] * (like.dim() - 1))
+
+
+def weights_of(setting: Setting, like: Tensor) -> Float[Tensor, "models ..."]:
+    """Returns the weights of the models, shaped as by `per_model`."""
+    return per_model(setting.of_models("weight"), like)

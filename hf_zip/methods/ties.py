@@ -11,9 +11,9 @@ from hf_zip.combining.combination import (
     Parameters,
     Setting,
     added,
-    weights_of,
 )
 from hf_zip.combining.magnitude import thresholds, trim
+from hf_zip.combining.merging import votes_of
 from hf_zip.combining.signs import elected_mean
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
 from hf_zip.ranges import check_between
@@ -57,7 +57,6 @@ class TiesModelOptions:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        check_between("weight", self.weight, 0.0, float("inf"))
         if self.density is not None:
             check_between("density", self.density)
 
@@ -75,7 +74,7 @@ def _merge(parameter: Parameter, setting: Setting) -> Tensor:
     vectors, found = parameter.task_vectors, setting.found
     if found is None:
         found = thresholds(lambda: [vectors], setting.of_models("density"))
-    return elected_mean(trim(vectors, found), weights_of(setting, vectors))
+    return elected_mean(trim(vectors, found), votes_of(setting, vectors))
 
 
 COMBINATION = Combination(added(_merge), _survey)

@@ -26,7 +26,10 @@ LOSSLESS = {
     "ties": {"density": 1.0},
 }
 # The same for as many copies of a model: a sum of task vectors is as many times as long.
-LOSSLESS_COPIES = {"task_arithmetic": lambda copies: {"scaling": 1 / copies}}
+LOSSLESS_COPIES = {
+    "task_arithmetic": lambda copies: {"scaling": 1 / copies},
+    "dare": lambda copies: {"scaling": 1 / copies, "drop_rate": 0.0},
+}
 every_adapter = pytest.mark.parametrize(
     "adapter", adapters().values(), ids=lambda adapter: adapter.name
 )
