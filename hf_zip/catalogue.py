@@ -139,6 +139,7 @@ def _needs(method: MergeMethod) -> str:
         "a shared initialisation": method.requires.shared_init,
         "a base model": method.requires.base,
         "unlabelled inputs": method.requires.calibration,
+        f"{method.requires.models} models": method.requires.models is not None,
     }
     return ", ".join(name for name, needed in needs.items() if needed) or "nothing more"
 

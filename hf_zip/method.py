@@ -31,6 +31,7 @@ class Requires:
         plain_scores: Attention that adds nothing to the products of queries and keys.
         elementwise: Nothing but parameters of the same names and shapes, so that models of any
             class will do, with a table of their family or without.
+        models: So many of them; left out, any number.
     """
 
     base: bool = False
@@ -42,6 +43,7 @@ class Requires:
     or_post_norm: bool = False
     plain_scores: bool = False
     elementwise: bool = False
+    models: int | None = None
 
     def form_obstacle(self, adapter: Adapter) -> str:
         """Returns why a family's models lack the form that is needed; nothing if they have it."""

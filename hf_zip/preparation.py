@@ -83,8 +83,8 @@ def check_needs(method: MergeMethod, request: Request) -> None:
     """Checks that a method gets what it needs, before anything is loaded.
 
     Raises:
-        HfZipError: It needs unlabelled inputs or a base model, and there are none; or it cannot
-            give what the recipe asks of it.
+        HfZipError: It needs unlabelled inputs or a base model, and there are none; it merges
+            another number of models; or it cannot give what the recipe asks of it.
     """
     recipe = request.recipe
     resolve_unmerge(method, request)
@@ -92,6 +92,12 @@ def check_needs(method: MergeMethod, request: Request) -> None:
         raise HfZipError(
             f"{method.name!r} needs unlabelled inputs to compare the models on; give calibration "
             "data, such as --calibration images/ or 'calibration: {data: images/}' in the recipe"
+        )
+    count = method.requires.models
+    if count is not None and len(recipe.models) != count:
+        raise HfZipError(
+            f"{method.name!r} merges {count} models, but there are {len(recipe.models)}; give "
+            f"{count}, or use a method for any number, such as 'karcher' or 'average'"
         )
     if method.requires.base and recipe.base_model is None:
         raise HfZipError(

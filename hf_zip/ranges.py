@@ -3,7 +3,9 @@
 from hf_zip.errors import HfZipError
 
 
-def check_between(name: str, value: float, low: float = 0.0, high: float = 1.0) -> None:
+def check_between(
+    name: str, value: float | int, low: float | int = 0, high: float | int = 1
+) -> None:
     """Checks that a number lies in a closed interval; left out, that it is a share.
 
     Args:
