@@ -136,7 +136,8 @@ class Recipe:
     Args:
         merge_method: Name of a merge method (`hf-zip methods` lists them).
         models: The models to merge, at least one.
-        base_model: The model that the others were fine-tuned from, for methods that need it.
+        base_model: The model that the others were fine-tuned from, for methods that need it, and
+            for the report to compare what each changed of it.
         parameters: Options of the merge method.
         dtype: Precision of the written weights. The mathematics is float32 or better.
         stop_at: Number of transformer blocks that are shared; left out, all of them; `auto`

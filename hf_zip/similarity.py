@@ -176,9 +176,9 @@ def _compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[float, 
         dot += float(x @ y)
         norm_first += float(x @ x)
         norm_second += float(y @ y)
-        signs = x.sign() * y.sign()
+        signs = a.sign().mul_(b.sign())
         opposite += int((signs < 0).sum())
-        counted += int((signs != 0).sum())
+        counted += int(signs.count_nonzero())
     share = opposite / counted if counted else None
     if norm_first == 0 or norm_second == 0:
         return 0.0, share
