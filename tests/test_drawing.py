@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from hf_zip import drawing
+from hf_zip import drawing, figures
 from hf_zip.charts import Chart, charts, pareto
 from hf_zip.drawing import picture_name, pictures, png, svg
 from hf_zip.report import SimilarityRecord
@@ -36,7 +36,7 @@ def chart_named(name):
 
 
 def test_every_form_is_drawn():
-    assert {chart.form for chart in ALL} == {*drawing._FORMS}
+    assert {chart.form for chart in ALL} == {*figures._FORMS}
     assert len(ALL) == 7
 
 
@@ -73,7 +73,7 @@ def test_lines_near_their_end_are_shown_from_the_lowest_value():
     def drawn_range(*values):
         rows = tuple((str(i), (value,)) for i, value in enumerate(values))
         chart = Chart("m", "lines", "t", "block", ("mlp",), rows, "v")
-        return drawing._zoomed(*drawing._range(chart), chart)
+        return figures._zoomed(*figures._range(chart), chart)
 
     assert drawn_range(0.9, 1.0) == pytest.approx((0.896, 1.004))
     assert drawn_range(1.0, 1.0) == pytest.approx((0.9896, 1.0004))
@@ -95,6 +95,14 @@ def test_names_are_text_and_neither_markup_nor_mathematics():
     }
 
 
+def test_names_that_look_like_attributes_stay_as_they_are():
+    name = f'a id="b" {drawing._STAND_IN}'
+    element = ElementTree.fromstring(
+        svg(Chart("m", "cells", "t", "p", (name,), (("r", (0.5,)),), "v"))
+    )
+    assert name in [child.text for child in element.iter()]
+
+
 def test_letters_that_the_font_lacks_are_no_warning():
     assert png(Chart("m", "cells", "任务", "p", ("k",), (("任务", (0.5,)),), "v")) is not None
 
@@ -109,7 +117,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_of_and_left_out(monkeypatch, cap
     def broken(*_):
         raise RuntimeError("no pen\nat all")
 
-    monkeypatch.setitem(drawing._FORMS, "lines", broken)
+    monkeypatch.setitem(figures._FORMS, "lines", broken)
     with caplog.at_level(logging.WARNING, "hf_zip"):
         assert [*pictures(FULL)] == [
             f"hf_zip_{name}.png" for name in ("accuracy", "similarity", "signs")
