@@ -232,14 +232,16 @@ def _by_block(name: str, title: str, axis: str, values: Mapping[str, float]) -> 
         row, column = (found["block"], _part(found)) if found else (key, OUTSIDE)
         columns[column] = None
         rows.setdefault(row, {})[column] = float(value)
+    blocks = any(row.isdigit() for row in rows)
     return Chart(
         name=name,
-        form="lines",
+        form="lines" if blocks else "bars",
         title=title,
-        corner="block" if any(row.isdigit() for row in rows) else "place",
+        corner="block" if blocks else "place",
         columns=tuple(columns),
         rows=tuple((row, tuple(map(cells.get, columns))) for row, cells in rows.items()),
         axis=axis,
+        emphasised=() if blocks else (OUTSIDE,),
     )
 
 

@@ -141,8 +141,7 @@ def _curves(figure: Any, chart: Chart, ink: str) -> None:
     axes.set_ylabel(chart.axis)
     axes.set_ylim(*_zoomed(*_range(chart), chart))
     _grid(axes, "both", ink)
-    if len(handles) > 1:
-        _legend(figure, handles, chart.columns)
+    _legend(figure, handles, chart.columns)
 
 
 def _cells(figure: Any, chart: Chart, ink: str) -> None:
@@ -235,6 +234,8 @@ def _grid(axes: Any, which: str, ink: str) -> None:
 
 
 def _legend(figure: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
+    if len(handles) == 1:
+        return
     names = [_short(name) for name in names]
     across = max(1, min(4, 52 // (5 + max(map(len, names)))))
     figure.legend(

@@ -61,6 +61,14 @@ def test_of_a_partial_zip_only_what_is_shared_is_shown():
     assert "1" in [name for name, _ in named(whole)["explained"].rows]
 
 
+def test_what_lies_outside_the_blocks_alone_is_no_line():
+    found = named(replace(REPORT, explained={"unmerge.cars": 0.5, "unmerge.birds": 0.25}))
+    chart = found["explained"]
+    assert (chart.form, chart.head) == ("bars", ("place", OUTSIDE))
+    assert chart.rows == (("unmerge.cars", (0.5,)), ("unmerge.birds", (0.25,)))
+    assert found["matching"].form == "lines"
+
+
 def test_what_every_depth_explains():
     depths = (
         {"blocks": 0, "explained": [1.0, 1], "parameters": 9},

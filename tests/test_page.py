@@ -122,6 +122,20 @@ def test_everything_that_is_known_is_on_the_page():
     assert seen.tags.count("svg") == len(charts(FULL))
 
 
+@pytest.mark.parametrize(
+    ("depth", "said"),
+    [
+        (0, "No block is shared."),
+        (1, "The first block is shared."),
+        (3, "The first 3 blocks are shared."),
+        (None, None),
+    ],
+)
+def test_the_depth_of_a_partial_zip_is_said(depth, said):
+    text = Seen(render_page(replace(REPORT, recipe={"stop_at": depth}))).text
+    assert said in text if said else "shared." not in text
+
+
 def test_the_page_needs_no_network_no_scripts_and_no_files():
     page = render_page(FULL)
     seen = Seen(page)
