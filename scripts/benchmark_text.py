@@ -7,9 +7,10 @@ all are merged in every way; one table has the mean and the standard deviation o
 `--init` the models start from one pretrained BERT instead of from different initialisations; those
 of `--scratch` have its shape and tokenizer only. Runs on other data sets add tables, and the last
 one has the mean over all runs with the same `--init` and `--scratch` or none.
-Every method runs with its defaults. Small models of texts are close to bags of words, so a plain
-average with a least-squares head is a control as important as one trunk with such a head. Results
-are kept in `text.json`, and `text.md` is made from it.
+Every method runs with its defaults, calibrated on texts of all tasks; `--proxy` adds rows of what
+texts of one task, or of other data, make of zipfit. Small models of texts are close to bags of
+words, so a plain average with a least-squares head is a control as important as one trunk with such
+a head. Results are kept in `text.json`, and `text.md` is made from it.
 """
 
 import argparse
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="one folder per task")
     parser.add_argument("--groups", type=int, default=1, help="groups of seeds (default: 1)")
     parser.add_argument("--samples", type=int, default=512, help="calibration texts")
+    parser.add_argument("--proxy", type=Path, nargs="*", default=[], help="other data, unrelated")
     parser.add_argument("--choices", action="store_true", help="vary zipfit on validation texts")
     parser.add_argument("--init", type=Path, help="pretrained BERT that models start from")
     parser.add_argument("--scratch", nargs="*", default=[], help="data sets of models that do not")
@@ -80,6 +82,7 @@ def main() -> None:
     disable_progress_bar()
     torch.set_num_threads(arguments.threads)
     data = {folder.name: read_data(folder) for folder in arguments.data}
+    proxies = {at.name: read_texts(at / "train.parquet").texts for at in arguments.proxy}
     setting = read_setting(arguments, Setting())
     tokenizer, setting = start(setting, arguments.data, arguments.init)
     scratch = replace(
@@ -105,7 +108,9 @@ def main() -> None:
     for group in range(arguments.groups):
         folders = train_parents(data, tokenizer, ways, group, arguments.cache)
         choices = CHOICES if arguments.choices else ()
-        found = run_group(data, folders, setting.longest, arguments.samples, group, choices)
+        found = run_group(
+            data, proxies, folders, setting.longest, arguments.samples, group, choices
+        )
         record["groups"].append(found)
         write(arguments.out, record)
     print("\n".join(table(title(record), record)))
@@ -139,6 +144,7 @@ def train_parents(
 
 def run_group(
     data: Mapping[str, Data],
+    proxies: Mapping[str, Sequence[str]],
     folders: Mapping[str, Path],
     longest: int,
     samples: int,
@@ -149,6 +155,8 @@ def run_group(
 
     Args:
         data: The data by task.
+        proxies: Unrelated texts, by the name of their data set; where there are some, zipfit is
+            also calibrated on them, and on the texts of each task alone.
         folders: The models by task.
         longest: Tokens of a text that are kept.
         samples: Calibration texts, of all tasks together.
@@ -156,15 +164,15 @@ def run_group(
         choices: Further merges, measured on the validation texts only.
     """
     sources = named_sources(folders)
-    tasks, draw = resolve_tasks(sources), random.Random(seed)
-    reader = reader_of(sources[0], longest)
-    texts = [
-        text
-        for own in data.values()
-        for text in draw.sample(own.training.texts, samples // len(data))
+    tasks, reader = resolve_tasks(sources), reader_of(sources[0], longest)
+    texts = calibration_texts(data, proxies, samples, seed)
+    alone = [
+        Merge(f"zipfit 1.0, calibrated on {name}", "zipfit", calibration=name)
+        for name in texts
+        if name != ALL
     ]
     made: dict[str, Any] = {}
-    run = partial(run_merge, sources, tasks, {ALL: texts}, samples, made=made)
+    run = partial(run_merge, sources, tasks, texts, samples, made=made)
     test, validation = (
         {
             task.name: labelled_from_memory(
@@ -174,13 +182,26 @@ def run_group(
         }
         for split in ("test", "validation")
     )
-    candidates = [*references(sources, tasks, texts, reader), *map(run, MERGES)]
+    candidates = [*references(sources, tasks, texts[ALL], reader), *map(run, (*MERGES, *alone))]
     return {
         "parents": [read_record(folder) for folder in folders.values()],
         "merges": made,
         "test": measure(candidates, tasks, test),
         "validation": measure([*candidates, *map(run, choices)], tasks, validation),
     }
+
+
+def calibration_texts(
+    data: Mapping[str, Data], proxies: Mapping[str, Sequence[str]], samples: int, seed: int
+) -> dict[str, list[str]]:
+    """Returns texts to calibrate on, by whose they are; without proxies only those of all tasks."""
+    draw = random.Random(seed)
+    share = samples // len(data)
+    found = {ALL: [t for own in data.values() for t in draw.sample(own.training.texts, share)]}
+    if proxies:
+        alone = {name: own.training.texts for name, own in data.items()}
+        found |= {name: draw.sample(own, samples) for name, own in {**alone, **proxies}.items()}
+    return found
 
 
 def named(texts: Texts) -> Dataset:
@@ -208,8 +229,9 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "Accuracies in %, mean ± standard deviation over groups of parents of other seeds where",
         "there are several; *joint* is among the labels of all tasks. Every method runs with its",
         "defaults, and nothing was chosen on the test texts. *one trunk* is a parent without",
-        "merging, with a least-squares head for all tasks. Models have new weights unless the",
-        "title says otherwise. *seconds* are those of the merge, on a machine that had other work.",
+        "merging, with a least-squares head for all tasks. Models have new weights, and merges are",
+        "calibrated on texts of all tasks, unless title or row say otherwise. *seconds* are those",
+        "of the merge, on a machine that had other work.",
     ]
     for name, record in results.items():
         lines += ["", *table(name, record)]
@@ -250,6 +272,8 @@ def mean_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
         line(["---", "---:", "---:"]),
     ]
     for name in named[0]:
+        if not all(name in rows for rows in named):
+            continue  # what only some were calibrated on
         values = zip(*((rows[name]["mean"], rows[name]["joint"]) for rows in named), strict=True)
         lines.append(line([name, *map(spread, values)]))
     return lines

@@ -118,10 +118,28 @@ def test_a_checkpoint_and_a_new_tokenizer_exclude_each_other(folder, monkeypatch
     assert "not allowed with argument" in capsys.readouterr().err
 
 
+def test_calibration_texts_are_of_those_whose_they_are_called():
+    asked, named = (train_bert.Texts((f"{x}1", f"{x}2"), (0, 0), ("",)) for x in "an")
+    data = {
+        "asked": benchmark_text.Data(asked, named, named),
+        "named": benchmark_text.Data(named, asked, asked),
+    }
+    alone = benchmark_text.calibration_texts(data, {}, 2, 0)
+    found = benchmark_text.calibration_texts(data, {"other": ("o1", "o2", "o3")}, 2, 0)
+    assert list(alone) == ["all tasks"]
+    assert list(found) == ["all tasks", "asked", "named", "other"]
+    assert found["all tasks"] == alone["all tasks"]  # whatever else is measured
+    kinds = {name: sorted(text[0] for text in texts) for name, texts in found.items()}
+    assert kinds["all tasks"] == ["a", "n"]
+    assert (kinds["asked"], kinds["named"], kinds["other"]) == (["a"] * 2, ["n"] * 2, ["o"] * 2)
+
+
 @pytest.mark.slow
 def test_the_benchmark_writes_every_row_and_no_folder(folder, pretrained, monkeypatch):
     options = {"--data": [folder / "asked", folder / "named"], "--cache": folder / "cache"}
+    write_parquet(folder / "other" / "train.parquet", 60, 7, ("play", "best"))
     options |= {"--out": folder / "out", "--samples": 40, "--choices": []}
+    options["--proxy"] = [folder / "other"]
     monkeypatch.setattr(benchmark_text, "MERGES", benchmark_text.MERGES[1::4])
     monkeypatch.setattr(benchmark_text, "CHOICES", benchmark_text.CHOICES[:1])
     trained, train = [], benchmark_text.train_and_save
@@ -139,12 +157,15 @@ def test_the_benchmark_writes_every_row_and_no_folder(folder, pretrained, monkey
     (group,) = record["groups"]
     names = [row["name"] for row in group["test"]]
     assert names[:3] == ["asked", "named", "ensemble"]
-    assert names[5:] == ["average, least-squares head", "zipfit 1.0"]
+    alone = [f"zipfit 1.0, calibrated on {name}" for name in ("asked", "named", "other")]
+    assert names[5:] == ["average, least-squares head", "zipfit 1.0", *alone]
+    assert {row["samples"] for row in group["merges"].values()} == {40}
     assert [row["name"] for row in group["validation"]] == [*names, "head_penalty 0.01"]
     own = [row["per_task"] for row in group["test"][:3]]
     assert own[2] == {"asked": own[0]["asked"], "named": own[1]["named"]}
     assert all(text.count(f"\n| {name} |") >= 2 for name in names)
 
+    del options["--proxy"]
     half = {"--init": pretrained, "--scratch": ["named"], "--scratch-epochs": 2}
     for names in (["asked", "named"], ["named", "asked"]):
         own = {"--data": [folder / name for name in names], "--cache": folder / names[0]}
