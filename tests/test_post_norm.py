@@ -7,6 +7,8 @@ import tempfile
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import layer_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForSequenceClassification,
     BertForMaskedLM,
@@ -18,11 +20,12 @@ import hf_zip
 from hf_zip.adapters import adapter_for, adapter_of
 from hf_zip.errors import HfZipError
 from hf_zip.refit.moments import RegressionMoments
-from hf_zip.refit.post_norm import basis, zipfit_post_norm
+from hf_zip.refit.post_norm import basis, embedding, zipfit_post_norm
 from hf_zip.refit.post_norm.basis import plain_norm
-from hf_zip.refit.post_norm.embedding import split_places
+from hf_zip.refit.post_norm.embedding import Sums, fit_tables, split_places
 from hf_zip.refit.post_norm.gains import SMALLEST, GainMoments
 from hf_zip.refit.post_norm.weighted import ScaledMoments
+from hf_zip.refit.post_norm.work import centred
 from hf_zip.refit.zipfit import FitOptions
 from tests.launch import assert_same_fit, run_in
 from tests.models import permuted, random_inputs, randomise, rows
@@ -310,6 +313,67 @@ def test_gains_are_fitted_feature_by_feature():
     torch.testing.assert_close(
         bias, torch.tensor([1.0, 4.5 - 1.5 * SMALLEST, 3 - SMALLEST]).double()
     )
+
+
+def two_tables(count, words=7, places=5, width=6, own=4):
+    """Tables of some teachers, and how often each row is seen: some never."""
+    draw = torch.Generator().manual_seed(count)
+    sums = []
+    for size in range(own, own + count):
+        tables = [torch.randn(n, size, generator=draw).double() for n in (words, places)]
+        matrix = torch.randn(width, size, generator=draw).double()
+        sums.append(Sums(*map(centred, tables), centred(matrix.T).T, 1e-12))
+    seen = [torch.randint(0, 3, (n,), generator=draw).double() for n in (words, places)]
+    return sums, (seen[0], seen[1])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("pairs", [1, 12, 10**6])
+def test_tables_are_what_each_pair_of_rows_asks_for(count, pairs, monkeypatch):
+    monkeypatch.setattr(embedding, "PAIRS", pairs)
+    monkeypatch.setattr(embedding, "ROUNDS", 1)
+    sums, counts = two_tables(count)
+    weights = [part / part.sum() for part in counts]
+    rows = [[s.words for s in sums], [s.places for s in sums]]
+    scales = [s.scales(s.words, s.places) for s in sums]
+    typical = [float(weights[0] @ scale @ weights[1]) for scale in scales]
+    found = [
+        sum(own @ s.matrix.T / scale for own, s, scale in zip(side, sums, typical, strict=True))
+        for side in rows
+    ]
+    shares = [
+        ((s.words[:, None] + s.places) @ s.matrix.T) / scale[..., None]
+        for s, scale in zip(sums, scales, strict=True)
+    ]
+    wanted = layer_norm(sum(shares), (6,))
+    for own, weight in ((0, weights[1]), (1, weights[0])):
+        size = (wanted * (found[0][:, None] + found[1])).mean(dim=-1, keepdim=True)
+        lacking = size * wanted - (found[1] if own == 0 else found[0][:, None])
+        found[own] = torch.tensordot(lacking, weight, ([1 - own], [0]))
+    for one, other in zip(fit_tables(sums, counts), found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.size = max(self.size, made.numel())
+        return made
+
+
+def test_pairs_of_words_and_places_have_no_features_of_their_own(monkeypatch):
+    monkeypatch.setattr(embedding, "PAIRS", 500)
+    sums, _ = two_tables(2, words=40, places=30, width=12)
+    with Largest() as largest:
+        fit_tables(sums, (torch.ones(40).double(), torch.ones(30).double()))
+    assert largest.size == 40 * 30  # of how large the sums are typically
 
 
 @pytest.mark.parametrize("sizes", [[4], [4, 3], [4, 1], [3, 2, 2]])

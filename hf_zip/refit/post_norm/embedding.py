@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
@@ -23,7 +22,26 @@ ROUNDS = 4
 # Of a word or place that was never seen, beside the weight 1 of one that was seen once.
 UNSEEN = 1e-6
 # Pairs of a word and a place that are looked at at once.
-ELEMENTS = 8192
+PAIRS = 2**18
+# What `layer_norm` adds to a variance.
+LAYER_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Side:
+    """Rows of one of a teacher's two tables.
+
+    Args:
+        teacher: Its own, centred.
+        mapped: What its normalisation makes of them, but for a scale, mapped to the merged stream.
+    """
+
+    teacher: Float64[Tensor, "rows n"]
+    mapped: Float64[Tensor, "rows width"]
+
+    def rows(self, chosen: Int64[Tensor, " some"]) -> "Side":
+        """Returns some of the rows."""
+        return Side(self.teacher[chosen], self.mapped[chosen])
 
 
 @dataclass(frozen=True)
@@ -135,42 +153,74 @@ def fit_tables(
     """
     seen = [count.nonzero().flatten() for count in counts]
     weights = [count[rows] / count.sum() for count, rows in zip(counts, seen, strict=True)]
-    sides = [[part.words for part in sums], [part.places for part in sums]]
     typical = [
         float(weights[0] @ part.scales(part.words[seen[0]], part.places[seen[1]]) @ weights[1])
         for part in sums
     ]
-    mapped = [
-        [rows @ part.matrix.T for rows, part in zip(side, sums, strict=True)] for side in sides
+    sides = [
+        [Side(own, centred(own @ part.matrix.T)) for own, part in zip(rows, sums, strict=True)]
+        for rows in ([part.words for part in sums], [part.places for part in sums])
     ]
     found = [
-        torch.stack([rows / scale for rows, scale in zip(side, typical, strict=True)]).sum(dim=0)
-        for side in mapped
+        torch.stack([own.mapped / scale for own, scale in zip(side, typical, strict=True)]).sum(0)
+        for side in sides
     ]
-
-    def refit(own: int, other: int) -> Tensor:
-        """One table, the other given, of which only rows that are seen count."""
-        fixed, chunk = seen[other], max(1, ELEMENTS // len(seen[other]))
-        rows = []
-        for chosen in torch.arange(len(found[own])).split(chunk):
-            shares = [
-                (mine[chosen][:, None] + others[fixed])
-                / part.scales(left[chosen], right[fixed])[..., None]
-                for part, mine, others, left, right in zip(
-                    sums, mapped[own], mapped[other], sides[own], sides[other], strict=True
-                )
-            ]
-            wanted = torch.stack(shares).sum(dim=0)
-            wanted = layer_norm(wanted, wanted.shape[-1:])
-            size = (wanted * (found[own][chosen][:, None] + found[other][fixed])).mean(dim=-1)
-            lacking = size[..., None] * wanted - found[other][fixed]
-            rows.append(torch.einsum("ofw,f->ow", lacking, weights[other]))
-        return torch.cat(rows)
-
     for _ in range(ROUNDS):
-        found[0] = refit(0, 1)
-        found[1] = refit(1, 0)
+        for own, other in ((0, 1), (1, 0)):
+            fixed = [side.rows(seen[other]) for side in sides[other]]
+            given = found[other][seen[other]]
+            for chosen in torch.arange(len(found[own])).split(max(1, PAIRS // len(given))):
+                mine = [side.rows(chosen) for side in sides[own]]
+                scales = [
+                    part.scales(left.teacher, right.teacher)
+                    for part, left, right in zip(sums, mine, fixed, strict=True)
+                ]
+                found[own][chosen] = _lacking(
+                    mine, fixed, scales, found[own][chosen], given, weights[other]
+                )
     return found[0], found[1]
+
+
+def _lacking(
+    mine: Sequence[Side],
+    others: Sequence[Side],
+    scales: Sequence[Float64[Tensor, "n m"]],
+    found: Float64[Tensor, "n width"],
+    given: Float64[Tensor, "m width"],
+    weights: Float64[Tensor, " m"],
+) -> Float64[Tensor, "n width"]:
+    """Rows of a table, of which only those of the other one that are seen count.
+
+    What is wanted of a pair of rows is a sum of mapped rows, one of each teacher and table, so all
+    that is asked of pairs follows from products of these rows: no pair has features of its own.
+
+    Args:
+        mine: Rows of each teacher's table.
+        others: Rows of each teacher's other table.
+        scales: What each teacher's normalisation divides the sums of both by.
+        found: The merged table's rows so far.
+        given: Those of the other table.
+        weights: How much these count.
+    """
+    width, shares = found.shape[1], [1 / scale for scale in scales]
+    energy, along = torch.zeros_like(shares[0]), torch.zeros_like(shares[0])
+    for own, other, share in zip(mine, others, shares, strict=True):
+        for own_b, other_b, share_b in zip(mine, others, shares, strict=True):
+            products = _pairs(own.mapped, other.mapped, own_b.mapped, other_b.mapped)
+            energy += share * share_b * products
+        along += share * _pairs(own.mapped, other.mapped, found, given)
+    # As large as the sum of the rows so far is along it, once it is normalised.
+    size = weights * along / (energy / width + LAYER_NORM_EPS) / width
+    rows = -(weights @ given).expand_as(found)
+    for own, other, share in zip(mine, others, shares, strict=True):
+        part = size * share
+        rows = rows + part.sum(dim=1, keepdim=True) * own.mapped + part @ other.mapped
+    return rows
+
+
+def _pairs(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """The products of `a_i + b_j` and `c_i + d_j`."""
+    return (a * c).sum(dim=1)[:, None] + a @ d.T + c @ b.T + (b * d).sum(dim=1)
 
 
 def split_places(
