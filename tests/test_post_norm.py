@@ -19,8 +19,10 @@ from transformers import (
 import hf_zip
 from hf_zip.adapters import adapter_for, adapter_of
 from hf_zip.errors import HfZipError
+from hf_zip.refit.held import GIB, Held
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.post_norm import basis, embedding, zipfit_post_norm
+from hf_zip.refit.post_norm import fit as fit_module
 from hf_zip.refit.post_norm.basis import plain_norm
 from hf_zip.refit.post_norm.embedding import Sums, fit_tables, split_places
 from hf_zip.refit.post_norm.gains import SMALLEST, GainMoments
@@ -179,6 +181,25 @@ def test_streams_on_disk_give_the_same_to_the_last_bit(tmp_path, monkeypatch):
     models = [bert(seed=1), bert(labels=4, seed=2)]
     assert largest_difference(fit(models), fit(models, memory=0.0)) == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("inputs", [30, 60])
+def test_what_is_held_grows_with_the_tokens_only(inputs, monkeypatch):
+    most = [0]
+
+    class Counted(Held):
+        def __setitem__(self, key, tensor):
+            super().__setitem__(key, tensor)
+            most[0] = max(most[0], int(GIB - self._left))
+
+    monkeypatch.setattr(fit_module, "Held", Counted)
+    models = [bert(seed=1, **SIZES), bert(labels=4, seed=2, **SIZES)]
+    given = random_inputs(models[0], inputs, seed=9)
+    fit(models, rows(given), batch_size=inputs, heads="all", memory=1.0)
+    tokens, real = given["input_ids"].numel(), int(given["attention_mask"].sum())
+    assert real < tokens
+    # The teachers' streams and the merged one; what attention and MLP write, and what is between.
+    assert most[0] == 8 * 36 * (3 * tokens + 3 * 2 * real)
 
 
 SCRIPT = """
