@@ -17,25 +17,36 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from merging import ALL, Merge, measure, named_sources, references, run_merge, shown_command
+from merging import (
+    ALL,
+    Merge,
+    measure_missing,
+    named_sources,
+    references,
+    run_merge,
+    shown_command,
+)
+from text_tables import report, table, title
 from train_bert import Setting, Start, Texts, read_texts, start, train_and_save
 from training import add_setting, read_record, read_setting, split_validation
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
-from zip_tables import accuracy_table, difference_table, line, spread
 
 from hf_zip.calibration import labelled_from_memory
+from hf_zip.candidates import Candidate
 from hf_zip.report import versions
 from hf_zip.request import reader_of
 from hf_zip.tasks import resolve_tasks
+
+RESULTS = "text.json"
 
 MERGES = (
     Merge("weight average", "average"),
@@ -44,6 +55,7 @@ MERGES = (
     Merge("permute, least-squares head", "permute", {"refit": "head"}),
     Merge("zipfit 0.5", "zipfit", {"size": 0.5}),
     Merge("zipfit 1.0", "zipfit"),
+    Merge("zipfit 1.0, 4 times the texts", "zipfit", samples=4),
 )
 CHOICES = (
     Merge("head_penalty 0.01", "zipfit", {"head_penalty": 1e-2}),
@@ -69,6 +81,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512, help="calibration texts")
     parser.add_argument("--proxy", type=Path, nargs="*", default=[], help="other data, unrelated")
     parser.add_argument("--choices", action="store_true", help="vary zipfit on validation texts")
+    parser.add_argument("--resume", action="store_true", help="measure only what is missing")
     parser.add_argument("--init", type=Path, help="pretrained BERT that models start from")
     parser.add_argument("--scratch", nargs="*", default=[], help="data sets of models that do not")
     parser.add_argument("--scratch-epochs", type=int, help="for these; default: as for others")
@@ -96,24 +109,34 @@ def main() -> None:
         else (Start(arguments.init), setting)
         for name in data
     }
-    record: dict[str, Any] = {
-        "command": shown_command("benchmark_text.py", sys.argv[1:]),
+    settled: dict[str, Any] = {
         "samples": arguments.samples,
         "init": arguments.init.name if arguments.init else None,
         "scratch": arguments.scratch,
         "setting": asdict(setting),
         "versions": dict(versions()),
-        "groups": [],
     }
+    name = title(settled, list(data))
+    known = read_results(arguments.out).get(name, {}) if arguments.resume else {}
+    command = shown_command("benchmark_text.py", sys.argv[1:])
+    record = {"command": command, **settled, "groups": known_groups(known, settled)}
     for group in range(arguments.groups):
         folders = train_parents(data, tokenizer, ways, group, arguments.cache)
         choices = CHOICES if arguments.choices else ()
-        found = run_group(
-            data, proxies, folders, setting.longest, arguments.samples, group, choices
-        )
-        record["groups"].append(found)
-        write(arguments.out, record)
-    print("\n".join(table(title(record), record)))
+        earlier = record["groups"][group] if group < len(record["groups"]) else {}
+        record["groups"][group : group + 1] = [
+            run_group(
+                data, proxies, folders, setting.longest, arguments.samples, group, choices, earlier
+            )
+        ]
+        write(arguments.out, name, record)
+    print("\n".join(table(name, record)))
+
+
+def known_groups(record: Mapping[str, Any], settled: Mapping[str, Any]) -> list[Any]:
+    """Returns the groups of an earlier run; none if anything was set otherwise."""
+    same = all(record.get(key) == value for key, value in settled.items())
+    return list(record["groups"]) if same else []
 
 
 def read_data(folder: Path) -> Data:
@@ -150,6 +173,7 @@ def run_group(
     samples: int,
     seed: int,
     choices: Sequence[Merge],
+    known: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Merges one group of parents in every way and measures everything.
 
@@ -162,6 +186,7 @@ def run_group(
         samples: Calibration texts, of all tasks together.
         seed: Decides which.
         choices: Further merges, measured on the validation texts only.
+        known: What an earlier run returned; what it measured is not measured again.
     """
     sources = named_sources(folders)
     tasks, reader = resolve_tasks(sources), reader_of(sources[0], longest)
@@ -171,7 +196,7 @@ def run_group(
         for name in texts
         if name != ALL
     ]
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = dict(known.get("merges", {}))
     run = partial(run_merge, sources, tasks, texts, samples, made=made)
     test, validation = (
         {
@@ -182,12 +207,19 @@ def run_group(
         }
         for split in ("test", "validation")
     )
-    candidates = [*references(sources, tasks, texts[ALL], reader), *map(run, (*MERGES, *alone))]
+    compared: dict[str, Callable[[], Candidate]] = {
+        candidate.name: partial(lambda c: c, candidate)
+        for candidate in references(sources, tasks, texts[ALL][:samples], reader)
+    }
+    # Once made, a merge is measured on both parts.
+    compared |= {merge.name: cache(partial(run, merge)) for merge in (*MERGES, *alone)}
+    varied = dict(compared)
+    varied |= {merge.name: partial(run, merge) for merge in choices}
     return {
         "parents": [read_record(folder) for folder in folders.values()],
         "merges": made,
-        "test": measure(candidates, tasks, test),
-        "validation": measure([*candidates, *map(run, choices)], tasks, validation),
+        "test": measure_missing(known.get("test", []), compared, tasks, test),
+        "validation": measure_missing(known.get("validation", []), varied, tasks, validation),
     }
 
 
@@ -195,12 +227,16 @@ def calibration_texts(
     data: Mapping[str, Data], proxies: Mapping[str, Sequence[str]], samples: int, seed: int
 ) -> dict[str, list[str]]:
     """Returns texts to calibrate on, by whose they are; without proxies only those of all tasks."""
-    draw = random.Random(seed)
-    share = samples // len(data)
-    found = {ALL: [t for own in data.values() for t in draw.sample(own.training.texts, share)]}
+    draw, share = random.Random(seed), samples // len(data)
+    own = {name: part.training.texts for name, part in data.items()}
+    usual = {name: draw.sample(texts, share) for name, texts in own.items()}
+    found = {ALL: [text for texts in usual.values() for text in texts]}
     if proxies:
-        alone = {name: own.training.texts for name, own in data.items()}
-        found |= {name: draw.sample(own, samples) for name, own in {**alone, **proxies}.items()}
+        found |= {name: draw.sample(texts, samples) for name, texts in {**own, **proxies}.items()}
+    more = share * (max(merge.samples for merge in MERGES) - 1)
+    for name, texts in own.items():
+        others = set(usual[name])
+        found[ALL] += draw.sample([text for text in texts if text not in others], more)
     return found
 
 
@@ -210,82 +246,18 @@ def named(texts: Texts) -> Dataset:
     return Dataset.from_dict({"text": list(texts.texts), "label": labels})
 
 
-def title(record: Mapping[str, Any]) -> str:
-    """Returns what a run is called: its data sets, and where their models start."""
-    init, names = record["init"], list(record["groups"][0]["test"][-1]["per_task"])
-    starts = {name: init if name not in record["scratch"] else "new weights" for name in names}
-    return " + ".join(f"{name} ({start})" if init else name for name, start in starts.items())
+def read_results(folder: Path) -> dict[str, Any]:
+    """Returns the results of all runs so far."""
+    path = folder / RESULTS
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
-def report(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns the results of all runs as lines of Markdown."""
-    lines = [
-        "# Merges of BERTs",
-        "",
-        "```sh",
-        *(record["command"] for record in results.values()),
-        "```",
-        "",
-        "Accuracies in %, mean ± standard deviation over groups of parents of other seeds where",
-        "there are several; *joint* is among the labels of all tasks. Every method runs with its",
-        "defaults, and nothing was chosen on the test texts. *one trunk* is a parent without",
-        "merging, with a least-squares head for all tasks. Models have new weights, and merges are",
-        "calibrated on texts of all tasks, unless title or row say otherwise. *seconds* are those",
-        "of the merge, on a machine that had other work.",
-    ]
-    for name, record in results.items():
-        lines += ["", *table(name, record)]
-    mixed = [record for record in results.values() if record["init"] and record["scratch"]]
-    return [*lines, *(["", *mean_table(mixed)] if len(mixed) > 1 else [])]
-
-
-def table(name: str, record: Mapping[str, Any]) -> list[str]:
-    """Returns the results of one run as lines of Markdown."""
-    groups, setting = record["groups"], record["setting"]
-    return [
-        f"## {name}",
-        "",
-        f"{len(groups)} group(s) of parents; width {setting['width']}, {setting['layers']} blocks, "
-        f"{setting['heads']} heads; {record['samples']} unlabelled training texts of all tasks "
-        "together for calibration.",
-        "",
-        *accuracy_table("model, on test texts", [g["test"] for g in groups], groups),
-        "",
-        *difference_table([g["test"] for g in groups]),
-        "",
-        *accuracy_table("model, on validation texts", [g["validation"] for g in groups]),
-    ]
-
-
-def mean_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the mean over runs of what answers all tasks, the better one-trunk control once."""
-    runs = [rows for record in records for rows in (g["test"] for g in record["groups"])]
-    named = [{row["name"]: row for row in rows if row["mean"] is not None} for rows in runs]
-    for rows in named:
-        controls = [name for name, row in rows.items() if row["kind"] == "control"]
-        best = max((rows.pop(name) for name in controls), key=lambda row: row["mean"])
-        rows["better one trunk"] = best
-    lines = [
-        f"## Mean of {len(runs)} pairs of a pretrained model and one of new weights",
-        "",
-        line(["model, on test texts", "mean", "joint"]),
-        line(["---", "---:", "---:"]),
-    ]
-    for name in named[0]:
-        if not all(name in rows for rows in named):
-            continue  # what only some were calibrated on
-        values = zip(*((rows[name]["mean"], rows[name]["joint"]) for rows in named), strict=True)
-        lines.append(line([name, *map(spread, values)]))
-    return lines
-
-
-def write(folder: Path, record: Mapping[str, Any]) -> None:
+def write(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Adds the results of a run to `text.json`, and writes `text.md` anew."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "text.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[title(record)] = record
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    results = {**read_results(folder), name: dict(record)}
+    (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     (folder / "text.md").write_text("\n".join(report(results)) + "\n")
 
 

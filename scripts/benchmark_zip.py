@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,15 @@ from typing import Any
 
 import torch
 from datasets import disable_progress_bars
-from merging import ALL, Merge, measure, named_sources, references, run_merge, shown_command
+from merging import (
+    ALL,
+    Merge,
+    measure_missing,
+    named_sources,
+    references,
+    run_merge,
+    shown_command,
+)
 from torch import Tensor
 from train_vit import (
     Images,
@@ -36,10 +44,9 @@ from training import add_setting, read_record, read_setting, split_validation
 from transformers.utils.logging import disable_progress_bar
 from zip_tables import report, tables
 
-from hf_zip.candidates import Candidate
 from hf_zip.images import ImageReader
 from hf_zip.report import versions
-from hf_zip.tasks import Task, resolve_tasks
+from hf_zip.tasks import resolve_tasks
 
 RESULTS = "zip.json"
 
@@ -219,19 +226,6 @@ def run_group(
         "choices": measure_missing(earlier.get("choices", []), varied, tasks, validation),
         "test": measure_missing(earlier.get("test", []), {**compared, **merges}, tasks, test),
     }
-
-
-def measure_missing(
-    known: Sequence[dict[str, Any]],
-    candidates: Mapping[str, Callable[[], Candidate]],
-    tasks: Sequence[Task],
-    data: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Returns one plain row per candidate; only those without a known row are made and measured."""
-    rows = {row["name"]: row for row in known}
-    missing = [make() for name, make in candidates.items() if name not in rows]
-    rows |= {row["name"]: row for row in (measure(missing, tasks, data) if missing else [])}
-    return [rows[name] for name in candidates]
 
 
 def calibration_images(

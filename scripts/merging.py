@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -115,3 +115,16 @@ def measure(
     """Returns one plain row per candidate."""
     evaluation = evaluate(candidates, tasks, data, BATCH, progress=False)
     return [asdict(row) for row in evaluation.rows]
+
+
+def measure_missing(
+    known: Sequence[dict[str, Any]],
+    candidates: Mapping[str, Callable[[], Candidate]],
+    tasks: Sequence[Task],
+    data: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Returns one plain row per candidate; only those without a known row are made and measured."""
+    rows = {row["name"]: row for row in known}
+    missing = [make() for name, make in candidates.items() if name not in rows]
+    rows |= {row["name"]: row for row in (measure(missing, tasks, data) if missing else [])}
+    return [rows[name] for name in candidates]
