@@ -41,7 +41,7 @@ class Table:
     Args:
         name: What the recipe calls the data set, without the column.
         rows: The rows.
-        split: Name of the split.
+        split: Name of the split; nothing for files, which have none.
         column: The input column that the recipe names along with the data set, if any.
         revision: The resolved commit on the Hub; nothing for files.
         folder: Where relative paths in the data start.
@@ -85,7 +85,9 @@ def open_table(data: str, split: str | None, preferred: Sequence[str]) -> Table:
     rows = splits[chosen]
     if not len(rows):
         raise HfZipError(f"data {name!r} have no rows in split {chosen!r}; give some")
-    return Table(name, rows, chosen, column, None if folder else _commit(rows), folder)
+    # Of files alone, the library says "train", whatever they hold.
+    named = None if path.suffix in _BUILDERS and not path.is_dir() else chosen
+    return Table(name, rows, named, column, None if folder else _commit(rows), folder)
 
 
 def split_column(data: str) -> tuple[str, str | None]:

@@ -387,7 +387,7 @@ def test_the_description(parquet):
     assert description.pop("fingerprint")
     assert description == {
         "data": parquet,
-        "split": "train",
+        "split": None,
         "column": "image",
         "revision": None,
         "rows": 4,
