@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_zip.align import mean
 from hf_zip.aligned import check_refit, completed, fit_after, split_heads
@@ -34,7 +34,9 @@ def merge_siblings(inputs: MergeInputs, combination: Combination, options: Any) 
     check_refit(inputs, options.refit)
     heads, trunks = split_heads(inputs, inputs.states)
     device = inputs.runtime.accelerator.device
-    learned = dict(inputs.runtime.models[0].named_parameters())
+    model = inputs.runtime.models[0]
+    learned = dict(model.named_parameters())
+    matrices = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     names = [
         name
         for name in trunks[0]
@@ -50,7 +52,8 @@ def merge_siblings(inputs: MergeInputs, combination: Combination, options: Any) 
                 return tensor.to(device, dtype)
 
             base = None if inputs.base is None else ready(inputs.base[name])
-            yield Parameter(name, torch.stack([ready(tensor) for tensor in own]), base)
+            tensors = torch.stack([ready(tensor) for tensor in own])
+            yield Parameter(name, tensors, base, is_matrix=name in matrices)
 
     setting = Setting(options, inputs.model_options, inputs.seed)
     if combination.survey is not None:

@@ -68,6 +68,7 @@ def combined(method, base, states, models=(), seed=0, **options):
                 name,
                 torch.stack([state[name] for state in states]),
                 origin if known.requires.base else None,
+                is_matrix=origin.dim() == 2,
             )
 
     if known.combination.survey is not None:

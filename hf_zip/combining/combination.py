@@ -16,11 +16,13 @@ class Parameter:
         name: Its name.
         tensors: Its values in the models, in the order of the recipe.
         base: Its values in the base model; nothing for methods that need none.
+        is_matrix: Whether it is the matrix of a linear layer, a row for every output.
     """
 
     name: str
     tensors: Float[Tensor, " models *shape"]
     base: Float[Tensor, " *shape"] | None = None
+    is_matrix: bool = False
 
     @property
     def task_vectors(self) -> Float[Tensor, " models *shape"]:
