@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft.utils import merge_utils
 
+from hf_zip.combining.drop import ranked_rates
 from hf_zip.combining.signs import elected_mean
 from hf_zip.errors import HfZipError
 from tests.siblings import combined, flat, tensors
@@ -173,7 +174,7 @@ def test_dare_elects_signs_among_what_is_left():
     torch.testing.assert_close(flat(found) - flat(base), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["dare"])
+@pytest.mark.parametrize("method", ["dare", "della"])
 def test_what_is_drawn_depends_on_seed_name_and_model_alone(method):
     base, states = tensors()
     turned = [{name: state[name] for name in reversed(base)} for state in (base, *states)]
@@ -198,3 +199,159 @@ def test_a_rate_is_a_share():
         combined("dare", base, states, drop_rate=1.5)
     with pytest.raises(HfZipError, match=message):
         combined("dare", base, states, [{"drop_rate": 1.5}])
+
+
+# Model Stock.
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_model_stock_by_the_angles_of_every_parameter(count):
+    base, states = tensors(count)
+    common = torch.randn(4, 7)
+    states = [{**state, "first": state["first"] + 0.1 * common} for state in states]
+    found = combined("model_stock", base, states)
+    for name in base:
+        rows = vectors({name: base[name]}, [{name: state[name]} for state in states])
+        pairs = [
+            torch.cosine_similarity(rows[i], rows[j], dim=0).item()
+            for i in range(count)
+            for j in range(i)
+        ]
+        cosine = max(0.0, sum(pairs) / len(pairs)) if pairs else 1.0
+        ratio = count * cosine / (1 + (count - 1) * cosine)
+        expected = base[name].flatten() + ratio * rows.mean(dim=0)
+        torch.testing.assert_close(found[name].flatten().double(), expected, rtol=0, atol=1e-6)
+
+
+def test_model_stock_at_right_angles_opposed_or_unmoved_is_the_base():
+    base = {"w": torch.zeros(2)}
+    for first, second in (
+        ([1.0, 0.0], [0.0, 2.0]),
+        ([1.0, 0.0], [-2.0, 0.0]),
+        ([1.0, 0.0], [0.0, 0.0]),
+    ):
+        states = [{"w": torch.tensor(own)} for own in (first, second)]
+        assert combined("model_stock", base, states)["w"].tolist() == [0.0, 0.0]
+
+
+# Breadcrumbs.
+
+
+@pytest.mark.parametrize(("beta", "gamma"), [(0.85, 0.993), (0.5, 0.9), (0.0, 1.0), (0.4, 0.4)])
+def test_breadcrumbs_keeps_the_middle_of_every_parameter(beta, gamma):
+    base, states = tensors(2, first=(8, 25), second=(20,))
+    found = combined("breadcrumbs", base, states, beta=beta, gamma=gamma, scaling=0.5)
+    for name in base:
+        expected = base[name].flatten().double()
+        for row in vectors({name: base[name]}, [{name: state[name]} for state in states]):
+            order = row.abs().argsort()
+            count = len(order)
+            middle = order[count - round((1 - beta) * count) : count - round((1 - gamma) * count)]
+            mask = torch.zeros(count, dtype=torch.float64)
+            mask[middle] = 1
+            expected = expected + 0.5 * mask * row
+        torch.testing.assert_close(found[name].flatten().double(), expected, rtol=0, atol=1e-6)
+
+
+def test_breadcrumbs_may_elect_signs():
+    base, states = tensors()
+    found = combined("breadcrumbs", base, states, beta=0.0, gamma=1.0, merge="ties", scaling=1.0)
+    assert torch.equal(flat(found), flat(combined("ties", base, states, density=1.0)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": -0.1}, r"beta is -0.1; it should be in \[0, 1\]"),
+        ({"gamma": 1.1}, r"gamma is 1.1; it should be in \[0, 1\]"),
+        ({"beta": 0.9, "gamma": 0.8}, r"beta is 0.9 and gamma 0.8, so all numbers would be reset"),
+    ],
+)
+def test_breadcrumbs_of_nothing_are_refused(options, message):
+    base, states = tensors(1)
+    with pytest.raises(HfZipError, match=message):
+        combined("breadcrumbs", base, states, **options)
+
+
+# DELLA.
+
+
+def test_rates_fall_with_the_magnitudes_of_a_row():
+    rows = torch.tensor([[[3.0, -1.0, 2.0, 0.5], [0.0, 1.0, -5.0, 2.0]]])
+    rates = ranked_rates(rows, torch.full((1, 1, 1), 0.5), 0.2)
+    expected = torch.tensor([[[0.4, 0.5, 0.45, 0.55], [0.55, 0.5, 0.4, 0.45]]])
+    torch.testing.assert_close(rates, expected)
+    kernel = ranked_rates(rows.reshape(1, 2, 2, 2), torch.full((1, 1, 1, 1), 0.5), 0.2)
+    torch.testing.assert_close(kernel.reshape(1, 2, 4), expected)
+    bias = ranked_rates(rows[:, 0], torch.full((1, 1), 0.5), 0.2)
+    torch.testing.assert_close(bias, expected[:, 0])
+    torch.testing.assert_close(
+        ranked_rates(torch.tensor([1.0, 2.0]), torch.full((2,), 0.5), 0.2), torch.full((2,), 0.4)
+    )
+
+
+def test_della_without_a_window_is_dare():
+    base, states = tensors()
+    options = {"drop_rate": 0.4, "merge": "ties", "seed": 2}
+    found = combined("della", base, states, window_size=0.0, **options)
+    assert torch.equal(flat(found), flat(combined("dare", base, states, **options)))
+
+
+def test_della_drops_small_numbers_more_often_and_keeps_the_mean():
+    base = {"w": torch.zeros(4000, 10)}
+    row = torch.arange(1.0, 11.0)
+    states = [{"w": row.expand(4000, 10)}]
+    found = combined("della", base, states, drop_rate=0.5, window_size=0.8)["w"]
+    dropped = (found == 0).double().mean(dim=0)
+    expected = 0.5 - 0.4 + 0.8 * torch.arange(9, -1, -1).double() / 10
+    torch.testing.assert_close(dropped, expected, rtol=0, atol=0.04)
+    torch.testing.assert_close(found.double().mean(dim=0), row.double(), rtol=0.05, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"drop_rate": 0.05}, {"drop_rate": 0.95}, {"window_size": -0.1}]
+)
+def test_rates_of_a_window_are_shares(options):
+    base, states = tensors(1)
+    with pytest.raises(
+        HfZipError, match=r"plus or minus half of window_size should be in \[0, 1\]"
+    ):
+        combined("della", base, states, **options)
+
+
+# MagMax and Consensus.
+
+
+def test_magmax_by_hand():
+    base = {"w": torch.tensor([1.0, 1.0, 1.0])}
+    states = [{"w": base["w"] + torch.tensor(own)} for own in ([3.0, -1.0, 0.5], [-4.0, 0.5, 0.5])]
+    assert combined("magmax", base, states)["w"].tolist() == [-3.0, 0.0, 1.5]
+    weighted = combined("magmax", base, states, [{"weight": 2.0}, {}], scaling=0.5)
+    assert weighted["w"].tolist() == [4.0, 0.0, 1.5]
+
+
+@pytest.mark.parametrize("agreement", [1, 2, 3, 4])
+def test_consensus_keeps_what_matters_to_several(agreement):
+    base, states = tensors()
+    rows = vectors(base, states)
+    found = combined("consensus", base, states, threshold=0.6, agreement=agreement, scaling=0.5)
+    expected = flat(base).double()
+    for i in range(rows.shape[1]):
+        own = rows[:, i].tolist()
+        matters = sum(abs(x) > 0.6 * abs(sum(own) - x) for x in own)
+        if matters >= min(agreement, 3):
+            expected[i] += 0.5 * sum(own)
+    torch.testing.assert_close(flat(found).double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": -1.0}, r"threshold is -1.0; it should be in \[0, inf\]"),
+        ({"agreement": 0}, r"agreement is 0; it should be in \[1, inf\]"),
+    ],
+)
+def test_consensus_has_ranges(options, message):
+    base, states = tensors(1)
+    with pytest.raises(HfZipError, match=message):
+        combined("consensus", base, states, **options)

@@ -38,6 +38,33 @@ def drop(
     return kept / torch.where(rates < 1, 1 - rates, 1) if rescale else kept
 
 
+def ranked_rates(
+    vectors: Float[Tensor, " models *shape"],
+    rates: Float[Tensor, "models ..."],
+    window: float,
+) -> Float[Tensor, " models *shape"]:
+    """Returns probabilities to drop numbers, the lower the larger they are among those of a row.
+
+    Of n numbers that of rank r, from 0 for the largest, has `rate - window / 2 + window * r / n`.
+    A row is what belongs to one output; what has one dimension is one row.
+
+    Args:
+        vectors: One tensor of each model.
+        rates: The rate of each model.
+        window: How far apart the rates of a row lie.
+
+    Source: DELLA-Merging (https://arxiv.org/abs/2406.11617), section 3.1 (MagPrune).
+    """
+    rows = vectors.flatten(2) if vectors.dim() > 2 else vectors
+    if rows.dim() == 1:
+        rows = rows[:, None]
+    order = rows.abs().argsort(dim=-1, descending=True, stable=True)
+    ranks = torch.zeros_like(rows).scatter_(
+        -1, order, torch.arange(rows.shape[-1]).to(rows).expand_as(rows)
+    )
+    return rates - window / 2 + window * ranks.reshape(vectors.shape) / rows.shape[-1]
+
+
 def _generator(seed: int, name: str, model: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{model}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))

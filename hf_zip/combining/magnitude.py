@@ -64,6 +64,24 @@ def trim(
     return torch.where(tensors.abs() >= least, tensors, 0)
 
 
+def middle(
+    tensors: Float[Tensor, " models *shape"], beta: float, gamma: float
+) -> Float[Tensor, " models *shape"]:
+    """Returns tensors with their smallest and their largest numbers set to zero.
+
+    Args:
+        tensors: One tensor of each model.
+        beta: Share of each model's numbers that are too small, in [0, 1].
+        gamma: Share of them that are not too large, in [beta, 1].
+
+    Source: Model Breadcrumbs (https://arxiv.org/abs/2312.06795), section 3.
+    """
+    count = len(tensors)
+    low = thresholds(lambda: [tensors], [1 - beta] * count)
+    high = thresholds(lambda: [tensors], [1 - gamma] * count)
+    return trim(tensors, low) - trim(tensors, high)
+
+
 def _digits(tensor: Tensor, shift: int, prefix: int) -> Int64[Tensor, " values"]:
     """How often each value of 16 bits occurs in the magnitudes whose higher bits are known."""
     counts = torch.zeros(1 << _DIGIT, dtype=torch.int64)

@@ -25,11 +25,14 @@ LOSSLESS = {
     "pleas": NO_RIDGE,
     "ties": {"density": 1.0},
     "wudi": {"penalty": 1e-9},
+    "breadcrumbs": {"beta": 0.0, "gamma": 1.0, "merge": "ties", "scaling": 1.0},
+    "della": {"drop_rate": 0.0, "window_size": 0.0},
 }
 # The same for as many copies of a model: a sum of task vectors is as many times as long.
 LOSSLESS_COPIES = {
     "task_arithmetic": lambda copies: {"scaling": 1 / copies},
     "dare": lambda copies: {"scaling": 1 / copies, "drop_rate": 0.0},
+    "consensus": lambda copies: {"scaling": 1 / copies, "threshold": 0.0},
 }
 # These change the singular values of task vectors, or make equal directions orthogonal.
 NEVER_LOSSLESS = ("iso_c", "iso_cts", "tsv")

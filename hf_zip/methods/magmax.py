@@ -1,0 +1,54 @@
+"""MagMax: of every number the largest change that any model made."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hf_zip.combining.combination import Combination, Parameter, Setting, added, weights_of
+from hf_zip.combining.masks import largest
+from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.siblings import SiblingRefit, merge_siblings
+
+
+@dataclass(frozen=True)
+class MagmaxOptions:
+    """How much of the merged task vector is added.
+
+    Args:
+        scaling: Factor of the merged task vector, the paper's λ.
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
+            restores mean and deviation of what every layer gives.
+    """
+
+    scaling: float = 1.0
+    refit: SiblingRefit = "none"
+
+
+def _merge(parameter: Parameter, setting: Setting) -> Tensor:
+    vectors = parameter.task_vectors
+    return largest(weights_of(setting, vectors) * vectors)
+
+
+COMBINATION = Combination(added(_merge))
+
+
+def run(inputs: MergeInputs, options: MagmaxOptions) -> Merged:
+    """Returns the base plus, of every number, the largest change among the models.
+
+    Source: MagMax (https://arxiv.org/abs/2407.06322), section 4, whose models are fine-tuned one
+    after another; here all come from the base.
+    """
+    return merge_siblings(inputs, COMBINATION, options)
+
+
+ENTRY = MergeMethod(
+    name="magmax",
+    title="MagMax: of every number the largest change that any model made",
+    reference="https://arxiv.org/abs/2407.06322",
+    requires=Requires(base=True, shared_init=True, elementwise=True),
+    run=run,
+    options=MagmaxOptions,
+    model_options=WeightOptions,
+    exact=True,
+    combination=COMBINATION,
+)
