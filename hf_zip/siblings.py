@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hf_zip.align import mean
 from hf_zip.aligned import check_refit, completed, fit_after, split_heads
 from hf_zip.combining.combination import Combination, Parameter, Setting
+from hf_zip.layer_depth import layer_depths
 from hf_zip.method import Merged, MergeInputs
 
 SiblingRefit = Literal["none", "head", "repair"]
@@ -42,6 +43,7 @@ def merge_siblings(inputs: MergeInputs, combination: Combination, options: Any) 
         for name in trunks[0]
         if name in learned and (inputs.base is None or name in inputs.base)
     ]
+    depths = layer_depths(model)
 
     def parameters() -> Iterator[Parameter]:
         for name in names:
@@ -53,7 +55,7 @@ def merge_siblings(inputs: MergeInputs, combination: Combination, options: Any) 
 
             base = None if inputs.base is None else ready(inputs.base[name])
             tensors = torch.stack([ready(tensor) for tensor in own])
-            yield Parameter(name, tensors, base, is_matrix=name in matrices)
+            yield Parameter(name, tensors, base, name in matrices, depths[name])
 
     setting = Setting(options, inputs.model_options, inputs.seed)
     if combination.survey is not None:

@@ -52,7 +52,7 @@ def tensors(count=3, seed=0, dtype=torch.float32, **shapes):
     return base, [{name: base[name] + own[name] for name in base} for own in moved]
 
 
-def combined(method, base, states, models=(), seed=0, **options):
+def combined(method, base, states, models=(), seed=0, depth=1.0, **options):
     """What a method makes of tensors by name, one at a time, in the order of the base."""
     known = method_named(method)
     each = models or [{}] * len(states)
@@ -69,6 +69,7 @@ def combined(method, base, states, models=(), seed=0, **options):
                 torch.stack([state[name] for state in states]),
                 origin if known.requires.base else None,
                 is_matrix=origin.dim() == 2,
+                depth=depth,
             )
 
     if known.combination.survey is not None:

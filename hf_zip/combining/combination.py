@@ -17,12 +17,14 @@ class Parameter:
         tensors: Its values in the models, in the order of the recipe.
         base: Its values in the base model; nothing for methods that need none.
         is_matrix: Whether it is the matrix of a linear layer, a row for every output.
+        depth: How deep in the model it lies, from 0 in the first block to 1 in the last.
     """
 
     name: str
     tensors: Float[Tensor, " models *shape"]
     base: Float[Tensor, " *shape"] | None = None
     is_matrix: bool = False
+    depth: float = 1.0
 
     @property
     def task_vectors(self) -> Float[Tensor, " models *shape"]:
@@ -76,13 +78,21 @@ def added(
 ) -> Callable[[Parameter, Setting], Tensor]:
     """Returns what adds a merged task vector to the base, times a factor.
 
+    The option `layer_scale` multiplies the factor in the first block, 1 in the last, and what is
+    between in between.
+
     Args:
         merge: Returns the merged task vector of a parameter.
         scaling: Returns the factor of some options; left out, their `scaling`.
+
+    Source: LiNeS (https://arxiv.org/abs/2410.17146) for `layer_scale`, whose α + β l / (L - 1) is
+    the factor times `layer_scale + (1 - layer_scale) l / (L - 1)`.
     """
 
     def combine(parameter: Parameter, setting: Setting) -> Tensor:
-        merged = scaling(setting.options) * merge(parameter, setting)
+        shallow, depth = setting.options.layer_scale, parameter.depth
+        factor = scaling(setting.options) * (shallow + (1 - shallow) * depth)
+        merged = factor * merge(parameter, setting)
         return merged if parameter.base is None else parameter.base + merged
 
     return combine

@@ -22,6 +22,7 @@ class BreadcrumbsOptions:
         gamma: Share of them that are not too large: those beyond are reset, in [beta, 1].
         merge: "linear" adds the weighted sum; "ties" the mean of the numbers of elected signs.
         scaling: Factor of the merged task vector, the paper's α.
+        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
@@ -30,6 +31,7 @@ class BreadcrumbsOptions:
     gamma: float = 0.993
     merge: Merge = "linear"
     scaling: float = 0.3
+    layer_scale: float = 1.0
     refit: SiblingRefit = "none"
 
     def __post_init__(self) -> None:

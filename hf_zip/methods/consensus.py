@@ -20,6 +20,7 @@ class ConsensusOptions:
             others did in sum; the paper's λ, chosen from 0.2 to 0.6 there.
         agreement: To how many models a number should matter, the paper's k.
         scaling: Factor of the sum, as for `task_arithmetic`.
+        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
@@ -27,6 +28,7 @@ class ConsensusOptions:
     threshold: float = 0.4
     agreement: int = 2
     scaling: float = 0.4
+    layer_scale: float = 1.0
     refit: SiblingRefit = "none"
 
     def __post_init__(self) -> None:

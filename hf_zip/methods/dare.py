@@ -21,6 +21,7 @@ class DareOptions:
         rescale: Divide what is left by 1 - p.
         merge: "linear" adds the weighted sum; "ties" the mean of the numbers of elected signs.
         scaling: Factor of the merged task vector; left out, 0.4 of a sum and 1 of a mean.
+        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
@@ -29,6 +30,7 @@ class DareOptions:
     rescale: bool = True
     merge: Merge = "linear"
     scaling: float | None = None
+    layer_scale: float = 1.0
     refit: SiblingRefit = "none"
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ class DellaOptions:
         rescale: Divide what is left by its probability to stay.
         merge: "linear" adds the weighted sum; "ties" the mean of the numbers of elected signs.
         scaling: Factor of the merged task vector; left out, 0.4 of a sum and 1 of a mean.
+        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
@@ -32,6 +33,7 @@ class DellaOptions:
     rescale: bool = True
     merge: Merge = "ties"
     scaling: float | None = None
+    layer_scale: float = 1.0
     refit: SiblingRefit = "none"
 
     def __post_init__(self) -> None:

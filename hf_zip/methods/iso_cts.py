@@ -18,12 +18,14 @@ class IsoCtsOptions:
     Args:
         common: Share of the directions that are those of the sum, in [0, 1].
         scaling: Factor of the merged task vector, the paper's α.
+        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
 
     common: float = 0.8
     scaling: float = 1.0
+    layer_scale: float = 1.0
     refit: SiblingRefit = "none"
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ class TiesOptions:
         trim: "global" keeps the largest of a whole task vector, as in the paper; "tensor" the same
             share of every parameter, as mergekit does.
         scaling: Factor of the merged task vector, the paper's λ.
+        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
@@ -36,6 +37,7 @@ class TiesOptions:
     density: float = 0.2
     trim: Literal["global", "tensor"] = "global"
     scaling: float = 1.0
+    layer_scale: float = 1.0
     refit: SiblingRefit = "none"
 
     def __post_init__(self) -> None:

@@ -16,11 +16,13 @@ class TsvOptions:
 
     Args:
         scaling: Factor of the merged task vector, the paper's α.
+        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
 
     scaling: float = 1.0
+    layer_scale: float = 1.0
     refit: SiblingRefit = "none"
 
 

@@ -19,12 +19,14 @@ class WudiOptions:
         penalty: Ridge towards the sum of task vectors, as a share of the mean diagonal of what is
             solved, from 1e-9 on.
         scaling: Factor of the merged task vector; there is none in the paper.
+        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
 
     penalty: float = 1e-3
     scaling: float = 1.0
+    layer_scale: float = 1.0
     refit: SiblingRefit = "none"
 
     def __post_init__(self) -> None:
