@@ -50,7 +50,8 @@ def write(folder: Path, report: Report) -> None:
     """Writes report, card and pictures; pictures of an earlier report are removed."""
     drawn = pictures(report)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in {**texts(folder, report, [*drawn]), **drawn}.items():
+    contents: dict[str, str | bytes] = {**texts(folder, report, [*drawn]), **drawn}
+    for name, content in contents.items():
         write_file(folder / name, content)
     for path in folder.glob(PICTURES):
         if path.name not in drawn:
