@@ -1,7 +1,8 @@
-"""A Hub in memory, for tests: the HTTP API of models as huggingface_hub speaks it, on 127.0.0.1.
+"""A Hub in memory, for tests: the HTTP API as huggingface_hub and others speak it, on 127.0.0.1.
 
 It serves what is needed to create repositories, push commits (regular and LFS files), open pull
-requests and download, with tokens, private repositories and failures on demand.
+requests and download, with tokens, private repositories and failures on demand. Data sets are
+repositories whose id begins with `datasets/`.
 """
 
 import hashlib
@@ -53,6 +54,7 @@ class Fault:
     status: int | None  # nothing: the connection is dropped in the middle of the body
     times: int
     message: str = "Internal error, as ordered"
+    delay: float = 0.0  # seconds before the answer; with the status 200 nothing else goes wrong
 
 
 class HubServer:
@@ -93,6 +95,10 @@ class HubServer:
     def drop(self, method, pattern, times=1):
         """The connection of the next so many requests that match ends in the middle."""
         self.faults.append(Fault(method, pattern, None, times))
+
+    def slow(self, method, pattern, seconds, times=1):
+        """The next so many requests that match are answered late."""
+        self.faults.append(Fault(method, pattern, 200, times, delay=seconds))
 
     def add(self, repo_id, files, private=False):
         """Adds a repository that somebody pushed earlier, or a commit to its main branch."""

@@ -22,6 +22,7 @@ from hf_zip.merged import load_merge
 from hf_zip.report import REPORT_NAME
 from hf_zip.save import MARKER
 from hf_zip.sources import load_source
+from tests.data import random_images
 from tests.launch import torchrun
 from tests.models import images, processor, vit
 
@@ -58,12 +59,15 @@ FRESH = """
 import sys
 sys.modules["hf_zip"] = None  # importing it would fail
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-inputs = torch.load("inputs.pt")
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+inputs, image = torch.load("inputs.pt"), Image.open("image.png")
 for name, trust in (("native", False), ("partial", True)):
     model = AutoModelForImageClassification.from_pretrained("me/" + name, trust_remote_code=trust)
     assert AutoImageProcessor.from_pretrained("me/" + name).size["height"] == 8
-    torch.save(model(**inputs).logits, name + ".pt")
+    answers = pipeline("image-classification", "me/" + name, trust_remote_code=trust, top_k=None)
+    scores = {answer["label"]: answer["score"] for answer in answers(image)}
+    torch.save([model(**inputs).logits, scores], name + ".pt")
 """
 
 
@@ -74,12 +78,17 @@ def test_what_is_pushed_loads_by_id_where_hf_zip_is_not(merges, server, tmp_path
         assert address == f"{server.url}/me/{name}/commit/{commit}"
     inputs = images(vit(), 5)
     torch.save(inputs, tmp_path / "inputs.pt")
+    image = random_images(1)[0]
+    image.save(tmp_path / "image.png")
     command = [sys.executable, "-c", FRESH]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     for name in ("native", "partial"):
-        model, _ = load_merge(merges / name)
-        torch.testing.assert_close(torch.load(tmp_path / f"{name}.pt"), model(**inputs).logits)
+        model, prepared = load_merge(merges / name)
+        logits, scores = torch.load(tmp_path / f"{name}.pt")
+        torch.testing.assert_close(logits, model(**inputs).logits)
+        shares = model(**prepared(image, return_tensors="pt")).logits[0].softmax(-1).tolist()
+        assert scores == pytest.approx(dict(zip(CATS + TREES, shares, strict=True)), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["native", "partial"])
@@ -244,6 +253,25 @@ def test_a_connection_that_drops_once_in_an_upload_is_taken_up_again(merges, ser
     hf_zip.push(merges / "native", "me/zip")
     assert len(server.sent("PUT", "/objects/")) == 2
     assert load_source("me/zip").model is not None
+
+
+def test_a_slow_hub_is_waited_for(merges, server):
+    for method, place in (("PUT", "/objects/"), ("POST", "/commit/"), ("GET", "/api/models/")):
+        server.slow(method, place, seconds=0.2)
+    hf_zip.push(merges / "native", "me/zip")
+    assert not any(fault.times for fault in server.faults)
+    assert MARKER in server.repos["me/zip"].files()
+
+
+@pytest.mark.slow
+def test_the_command_line_of_the_hub_downloads_what_was_pushed(merges, server, tmp_path):
+    hf_zip.push(merges / "partial", "me/zip")
+    hf = Path(sys.executable).with_name("hf")
+    command = [hf, "download", "me/zip", "--local-dir", tmp_path / "zip"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    pushed = server.repos["me/zip"].files()
+    assert {name: (tmp_path / "zip" / name).read_bytes() for name in pushed} == pushed
 
 
 def test_an_interrupted_push_leaves_everything_and_works_again(merges, server, monkeypatch):
