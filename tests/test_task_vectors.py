@@ -355,3 +355,61 @@ def test_consensus_has_ranges(options, message):
     base, states = tensors(1)
     with pytest.raises(HfZipError, match=message):
         combined("consensus", base, states, **options)
+
+
+# PCB.
+
+
+def pcb_by_hand(rows, ratio):
+    """PCB on whole task vectors, as rows in float64, with every number sorted."""
+    count, size = rows.shape
+    ordered = rows.abs().sort(dim=1).values
+    kept = round((1 - 1e-4) * size)
+    low = ordered[:, size - kept : size - kept + 1]
+    high = ordered[:, size - max(1, round(1e-4 * size))][:, None]
+    clamped = rows.sign() * torch.minimum(torch.maximum(rows.abs(), low), high)
+    own = ((clamped.abs() - low) / (high - low)) ** 2
+    scores = torch.exp(count * own) * torch.tanh(rows * rows.sum(dim=0))
+    least = scores.sort(dim=1, descending=True).values[:, round(ratio * size) - 1][:, None]
+    scale = (scores.maximum(least) - least) / (scores.amax(dim=1, keepdim=True) - least)
+    return (clamped * scale).sum(dim=0) / scale.sum(dim=0).clamp(min=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("ratio", "rows"), [(0.05, 1), (0.2, 1), (0.4, 1), (0.2, 800)])
+def test_pcb_scores_whole_task_vectors(count, ratio, rows):
+    base, states = tensors(count, dtype=torch.float64, first=(rows, 50), second=(20,))
+    found = combined("pcb", base, states, ratio=ratio, scaling=0.7)
+    expected = flat(base) + 0.7 * pcb_by_hand(vectors(base, states), ratio)
+    torch.testing.assert_close(flat(found), expected)
+
+
+def test_pcb_of_one_model_keeps_its_best_numbers():
+    base, states = tensors(1, first=(6, 6))
+    found = flat(combined("pcb", base, states, ratio=0.25)) - flat(base)
+    (row,) = vectors(base, states)
+    best = row.abs().argsort(descending=True)[: 9 - 1]  # that at the threshold scores nothing
+    expected = torch.zeros_like(row)
+    expected[best] = row[best]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_pcb_of_models_that_have_not_moved_is_the_base():
+    base, _ = tensors(1)
+    found = combined("pcb", base, [base, base])
+    assert torch.equal(flat(found), flat(base))
+
+
+def test_pcb_never_takes_what_goes_against_the_others():
+    base = {"w": torch.zeros(2)}
+    states = [{"w": torch.tensor(own)} for own in ([3.0, -1.0], [2.0, 2.0])]
+    found = combined("pcb", base, states, ratio=1.0)["w"]
+    assert found[1] >= 0
+    weighted = combined("pcb", base, states, [{"weight": 0.0}, {}], ratio=1.0)["w"]
+    assert weighted[0] in (0.0, 2.0)
+
+
+def test_pcb_has_ranges():
+    base, states = tensors(1)
+    with pytest.raises(HfZipError, match=r"ratio is 1.5; it should be in \[0, 1\]"):
+        combined("pcb", base, states, ratio=1.5)

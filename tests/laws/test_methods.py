@@ -34,8 +34,8 @@ LOSSLESS_COPIES = {
     "dare": lambda copies: {"scaling": 1 / copies, "drop_rate": 0.0},
     "consensus": lambda copies: {"scaling": 1 / copies, "threshold": 0.0},
 }
-# These change the singular values of task vectors, or make equal directions orthogonal.
-NEVER_LOSSLESS = ("iso_c", "iso_cts", "tsv")
+# These change singular values, make equal directions orthogonal, or weigh numbers by their rank.
+NEVER_LOSSLESS = ("iso_c", "iso_cts", "pcb", "tsv")
 every_adapter = pytest.mark.parametrize(
     "adapter", adapters().values(), ids=lambda adapter: adapter.name
 )
