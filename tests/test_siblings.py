@@ -141,3 +141,14 @@ def test_one_parameter_is_seen_at_a_time_and_only_what_the_base_has():
     assert list(merged.state) == list(states[0])
     pooled = [state["pooler.dense.weight"] for state in states]
     torch.testing.assert_close(merged.state["pooler.dense.weight"], (pooled[0] + pooled[1]) / 2)
+
+
+@pytest.mark.parametrize("method", ["ties", "iso_c"])
+def test_models_of_different_initialisations_are_refused(method):
+    base, (model, _) = family(cls=BertModel, hidden_size=48)
+    stranger = bert(seed=1000, hidden_size=48)
+    with pytest.raises(
+        HfZipError,
+        match=rf"2 reasons:\n- {method} is for models .* from one initialisation, (?s:.)*base_model 'base_model' and of 'model_1' are unrelated",
+    ):
+        merge([model, stranger], base, method)

@@ -5,6 +5,7 @@ import torch
 from peft.utils import merge_utils
 
 from hf_zip.combining.drop import ranked_rates
+from hf_zip.combining.selection import energies
 from hf_zip.combining.signs import elected_mean
 from hf_zip.errors import HfZipError
 from tests.siblings import combined, flat, tensors
@@ -413,3 +414,41 @@ def test_pcb_has_ranges():
     base, states = tensors(1)
     with pytest.raises(HfZipError, match=r"ratio is 1.5; it should be in \[0, 1\]"):
         combined("pcb", base, states, ratio=1.5)
+
+
+# SCE.
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_sce_selects_calculates_and_erases(count, share):
+    base, states = tensors(count, first=(5, 8), second=(12,))
+    found = combined("sce", base, states, select_topk=share, scaling=0.5)
+    for name in base:
+        rows = vectors({name: base[name]}, [{name: state[name]} for state in states])
+        variances = rows.var(dim=0, correction=0)
+        kept = round(share * rows.shape[1])
+        least = variances.sort(descending=True).values[kept - 1] if kept else float("inf")
+        rows = rows * (variances >= least)
+        energy = rows.square().sum(dim=1)
+        merged = []
+        for own in rows.T.tolist():
+            agreeing = [
+                (w, x) for w, x in zip(energy.tolist(), own, strict=True) if x * sum(own) > 0
+            ]
+            total = sum(w for w, _ in agreeing)
+            merged.append(sum(w * x for w, x in agreeing) / total if agreeing else 0.0)
+        expected = base[name].flatten() + 0.5 * torch.tensor(merged)
+        torch.testing.assert_close(found[name].flatten(), expected, rtol=0, atol=1e-6)
+
+
+def test_sce_of_models_that_have_not_moved_is_the_base():
+    base, _ = tensors(1)
+    assert torch.equal(flat(combined("sce", base, [base, base])), flat(base))
+    assert torch.equal(energies(torch.zeros(2, 3)), torch.zeros(2, 1))
+
+
+def test_sce_has_ranges():
+    base, states = tensors(1)
+    with pytest.raises(HfZipError, match=r"select_topk is 1.5; it should be in \[0, 1\]"):
+        combined("sce", base, states, select_topk=1.5)

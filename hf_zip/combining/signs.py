@@ -6,7 +6,9 @@ from torch import Tensor
 
 
 def elected_mean(
-    vectors: Float[Tensor, " models *shape"], weights: Float[Tensor, "models ..."]
+    vectors: Float[Tensor, " models *shape"],
+    weights: Float[Tensor, "models ..."],
+    votes: Float[Tensor, "models ..."] | None = None,
 ) -> Float[Tensor, " *shape"]:
     """Returns for each number the mean over the models that have the elected sign there.
 
@@ -14,7 +16,8 @@ def elected_mean(
 
     Args:
         vectors: Task vectors, trimmed; zeros take no part.
-        weights: The weights of the models, zero or above.
+        weights: The weights of the models in the mean, zero or above.
+        votes: Their weights in the election; left out, the same.
 
     Source: TIES-Merging (https://arxiv.org/abs/2306.01708), section 4, steps 2 and 3. The weights
     are 1 there; and where a sum is zero, the authors' code takes the sign that most numbers have.
@@ -25,7 +28,8 @@ def elected_mean(
         [2.5, 0.0]
     """
     weighted = weights * vectors
-    agree = vectors.sign() == weighted.sum(dim=0).sign()
+    cast = weighted if votes is None else votes * vectors
+    agree = vectors.sign() == cast.sum(dim=0).sign()
     total = (agree * weights).sum(dim=0)
     summed = torch.where(agree, weighted, 0).sum(dim=0)
     return torch.where(total > 0, summed / torch.where(total > 0, total, 1), 0)
