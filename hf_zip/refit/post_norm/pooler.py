@@ -8,23 +8,29 @@ from hf_zip.adapters import Adapter
 from hf_zip.collect import observe
 from hf_zip.groups import MergeGroup, Tap, base_name, merge_groups
 from hf_zip.matching.selection import select_features
+from hf_zip.refit.cross_validation import choose_penalty
 from hf_zip.refit.moments import RegressionMoments
 from hf_zip.refit.post_norm.work import PostNormWork
 from hf_zip.refit.readout import replayed
+from hf_zip.refit.ridge import regress
 from hf_zip.refit.work import set_linear
 from hf_zip.statistics.covariance import Covariance
+
+# Ridges of the fit to pooled tokens to choose from, beside that of task heads.
+STRONGER = (1, 10, 100, 1000)
 
 
 def fit_poolers(work: PostNormWork, adapter: Adapter, penalty: float) -> None:
     """Sets the hidden layers before the task head.
 
     There is one pooled token per input, which are too few for a fit of their own: all tokens say
-    how the teachers' streams follow from the merged one, and the pooled ones what that lacks.
+    how the teachers' streams follow from the merged one, and the pooled ones what that lacks, as
+    far as they can tell.
 
     Args:
         work: The models, with their streams after the last block.
         adapter: Their family's table.
-        penalty: Ridge of the fit to the pooled tokens.
+        penalty: Least ridge of the fit to the pooled tokens.
     """
     groups = [g for g in merge_groups(work.student, adapter) if g.role == "pooler"]
     if not groups:
@@ -54,7 +60,7 @@ def _fit_pooler(
         layers: Full name of the list of blocks.
         decode: Maps the merged stream to those of all teachers.
         shift: What is to be added.
-        penalty: Ridge of the fit.
+        penalty: Least ridge of the fit.
     """
     dense = group.taps[0].module
     reader = group.readers[0].parameter.removesuffix(".weight")
@@ -68,7 +74,7 @@ def _fit_pooler(
     prior = weight @ decode
     prior_bias = weight @ shift + torch.cat([linear.bias for linear in own]).to(shift)
 
-    lacking = RegressionMoments(work.shape.width, len(prior), device)
+    lacking = Covariance(work.shape.width + len(prior), device)
     activity = Covariance(len(prior), device)
     for batch, given in enumerate(work.batches):
         streams = work.held["teachers", batch].chunk(count, dim=-1)
@@ -79,9 +85,13 @@ def _fit_pooler(
         with replayed(work.student, layers, work.held["merged", batch]):
             merged = observe(work.student, (before,), given.inputs)[before]
         expected = merged @ prior.T.to(merged) + prior_bias.to(merged)
-        lacking.update(merged, torch.cat([record[inside] for record in seen], dim=1) - expected)
+        lack = torch.cat([record[inside] for record in seen], dim=1) - expected
+        lacking.update(torch.cat([merged, lack], dim=1))
         activity.update(torch.cat([record[after] for record in seen], dim=1) * importance)
-    change, change_bias = work.reduced(lacking).moments().fit(penalty)
+    found = work.reduced(lacking)
+    if penalty > 0:
+        penalty = choose_penalty(found, work.shape.width, [penalty * x for x in STRONGER])
+    change, change_bias = regress(found, work.shape.width, penalty)
     size = work.student.get_submodule(dense).out_features
     units = (
         select_features(work.reduced(activity).covariance(), size).sort().values.to(change.device)
