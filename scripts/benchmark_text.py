@@ -55,7 +55,14 @@ MERGES = (
     Merge("permute, least-squares head", "permute", {"refit": "head"}),
     Merge("zipfit 0.5", "zipfit", {"size": 0.5}),
     Merge("zipfit 1.0", "zipfit"),
-    Merge("zipfit 1.0, 4 times the texts", "zipfit", samples=4),
+    *(
+        Merge(f"{name}, 4 times the texts", method, options, samples=4)
+        for name, method, options in (
+            ("average, least-squares head", "average", {"refit": "head"}),
+            ("permute, least-squares head", "permute", {"refit": "head"}),
+            ("zipfit 1.0", "zipfit", {}),
+        )
+    ),
 )
 CHOICES = (
     Merge("head_penalty 0.01", "zipfit", {"head_penalty": 1e-2}),
