@@ -130,7 +130,8 @@ def merge(
         force: Merge despite findings that may be forced.
         progress: Show progress bars, on the main process.
         allow_pickle: Read weights in pickles, which can run code, where there are no others.
-        **recipe_keys: More keys of the recipe, such as `parameters`, `dtype` or `seed`.
+        **recipe_keys: More keys of the recipe, such as `parameters`, `dtype` or `seed`;
+            `base_model` may be a model in memory.
 
     Returns:
         The merged model with its report.

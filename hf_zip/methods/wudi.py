@@ -17,14 +17,15 @@ class WudiOptions:
 
     Args:
         penalty: Ridge towards the sum of task vectors, as a share of the mean diagonal of what is
-            solved, from 1e-9 on.
+            solved, from 1e-9 on. The default is about where the authors' steps stop for task
+            vectors of falling singular values (`scripts/wudi_penalty.py`).
         scaling: Factor of the merged task vector; there is none in the paper.
         layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
 
-    penalty: float = 1e-3
+    penalty: float = 0.1
     scaling: float = 1.0
     layer_scale: float = 1.0
     refit: SiblingRefit = "none"
