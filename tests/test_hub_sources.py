@@ -53,6 +53,28 @@ def test_a_merge_pins_the_commits_of_its_sources(files, server):
         assert torch.equal(again.model.get_parameter(name), parameter)
 
 
+def test_a_base_is_pinned_and_linked(files, server, tmp_path):
+    server.add("org/pets", files(seed=1, names=CATS))
+    server.add("org/trees", files(seed=2, names=TREES))
+    base = server.add("org/base", files(seed=3))
+    server.add("org/base", files(seed=4))
+    result = hf_zip.merge(
+        ["org/pets", "org/trees"],
+        method="ties",
+        base_model=f"org/base@{base}",
+        force=True,
+        progress=False,
+        out=tmp_path / "out",
+    )
+    assert result.report.base.revision == base
+    assert result.recipe.base_model == f"org/base@{base}"
+    again = hf_zip.merge(result.recipe, force=True, progress=False)
+    for name, parameter in result.model.named_parameters():
+        assert torch.equal(again.model.get_parameter(name), parameter)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"base model base: from <https://huggingface.co/org/base>, `{base}`, licence" in card
+
+
 def test_a_private_source_needs_a_token(files, server, monkeypatch):
     server.add("me/secret", files(), private=True)
     with pytest.raises(HfZipError, match="nor a repository on the Hub that you may read"):

@@ -254,6 +254,16 @@ def test_breadcrumbs_keeps_the_middle_of_every_parameter(beta, gamma):
         torch.testing.assert_close(found[name].flatten().double(), expected, rtol=0, atol=1e-6)
 
 
+def test_breadcrumbs_without_an_upper_end_is_magnitude_pruning():
+    base, states = tensors(3, only=(8, 25))
+    rows = [state["only"] - base["only"] for state in states]
+    weights = torch.tensor([1.0, 0.5, 2.0])
+    expected = base["only"] + merge_utils.magnitude_prune(rows, weights, 0.25)
+    models = [{"weight": weight} for weight in weights.tolist()]
+    found = combined("breadcrumbs", base, states, models, beta=0.75, gamma=1.0, scaling=1.0)
+    torch.testing.assert_close(found["only"], expected, rtol=0, atol=1e-6)
+
+
 def test_breadcrumbs_may_elect_signs():
     base, states = tensors()
     found = combined("breadcrumbs", base, states, beta=0.0, gamma=1.0, merge="ties", scaling=1.0)
