@@ -35,6 +35,8 @@ def merge_siblings(inputs: MergeInputs, combination: Combination, options: Any) 
     check_refit(inputs, options.refit)
     heads, trunks = split_heads(inputs, inputs.states)
     device = inputs.runtime.accelerator.device
+    if device.type == "mps":  # which has no float64, as some methods need
+        device = torch.device("cpu")
     model = inputs.runtime.models[0]
     learned = dict(model.named_parameters())
     matrices = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}

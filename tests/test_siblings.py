@@ -1,5 +1,7 @@
 """Fine-tunes of one base merged parameter by parameter, up to the saved model."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import BertForMaskedLM, BertForTokenClassification, BertModel
@@ -8,7 +10,9 @@ import hf_zip
 from hf_zip.collect import make_accelerator
 from hf_zip.combining.combination import Combination
 from hf_zip.errors import HfZipError
-from hf_zip.method import MergeInputs, Runtime
+from hf_zip.method import MergeInputs, Runtime, WeightOptions
+from hf_zip.methods.karcher import COMBINATION as KARCHER
+from hf_zip.methods.karcher import KarcherOptions
 from hf_zip.methods.task_arithmetic import TaskArithmeticOptions
 from hf_zip.siblings import merge_siblings
 from tests.models import images, vit
@@ -141,6 +145,18 @@ def test_one_parameter_is_seen_at_a_time_and_only_what_the_base_has():
     assert list(merged.state) == list(states[0])
     pooled = [state["pooler.dense.weight"] for state in states]
     torch.testing.assert_close(merged.state["pooler.dense.weight"], (pooled[0] + pooled[1]) / 2)
+
+
+def test_a_device_without_float64_is_left_alone():
+    _, models = family(cls=BertModel)
+    states = tuple({n: p.detach() for n, p in m.bert.named_parameters()} for m in models)
+    merged = []
+    for device in ("cpu", "mps"):
+        accelerator = SimpleNamespace(device=torch.device(device))
+        runtime = Runtime(tuple(m.bert for m in models), None, None, 1, accelerator, False)
+        inputs = MergeInputs(states, (), (), runtime, model_options=(WeightOptions(),) * 2)
+        merged.append(merge_siblings(inputs, KARCHER, KarcherOptions()).state)
+    assert all(torch.equal(tensor, merged[1][name]) for name, tensor in merged[0].items())
 
 
 @pytest.mark.parametrize("method", ["ties", "iso_c"])
