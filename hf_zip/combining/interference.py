@@ -24,13 +24,15 @@ def least_interference(
     for how early they stop.
     """
     exact = vectors.double()
-    norms = exact.square().sum(dim=(1, 2), keepdim=True)
-    grams = exact.mT @ exact / torch.where(norms > 0, norms, 1)
-    both = grams.sum(dim=0)
+    norms = exact.square().sum(dim=(1, 2), keepdim=True).sqrt()
+    units = exact / torch.where(norms > 0, norms, 1)
+    rows = units.flatten(0, 1)
+    both = rows.T @ rows
     size = float(both.trace()) / len(both)
     if size == 0:
         return torch.zeros_like(vectors[0])
     ridge = penalty * size
-    wanted = (exact @ grams).sum(dim=0) + ridge * exact.sum(dim=0)
+    # In this order the products are of the size of the outputs, mostly the smaller one.
+    wanted = (units @ units.mT @ exact).sum(dim=0) + ridge * exact.sum(dim=0)
     system = both + ridge * torch.eye(len(both), dtype=both.dtype, device=both.device)
     return torch.cholesky_solve(wanted.T, torch.linalg.cholesky(system)).T.to(vectors.dtype)
