@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,11 @@ from hf_zip.align import mean
 from hf_zip.aligned import check_refit, completed, fit_after, split_heads
 from hf_zip.combining.combination import Combination, Parameter, Setting
 from hf_zip.layer_depth import layer_depths
+from hf_zip.mapped import release_pages
 from hf_zip.method import Merged, MergeInputs
+
+# Numbers of all models together that are merged at once: what a processor's cache holds.
+_AT_ONCE = 1 << 20
 
 SiblingRefit = Literal["none", "head", "repair"]
 
@@ -34,39 +39,81 @@ def merge_siblings(inputs: MergeInputs, combination: Combination, options: Any) 
     """
     check_refit(inputs, options.refit)
     heads, trunks = split_heads(inputs, inputs.states)
+    trunk = {name: torch.empty(own.shape, dtype=own.dtype) for name, own in trunks[0].items()}
+    for name, start, piece in merged_pieces(inputs, combination, options):
+        trunk[name].view(-1)[start : start + piece.numel()] = piece.flatten().to(trunk[name])
+    found = fit_after(inputs, trunk, heads, options.refit)
+    return replace(found, aligned=completed(inputs.states, found.state))
+
+
+def merged_pieces(
+    inputs: MergeInputs, combination: Combination, options: Any
+) -> Iterator[tuple[str, int, Tensor]]:
+    """Yields what is shared of a merge by and by, in the order of the first model's parameters.
+
+    Args:
+        inputs: What the method works on.
+        combination: What becomes of one parameter.
+        options: The method's options.
+
+    Yields:
+        The name of a parameter, how many of its numbers came before, and rows of it in the
+        precision of the arithmetic.
+    """
+    _, trunks = split_heads(inputs, inputs.states)
     device = inputs.runtime.accelerator.device
     if device.type == "mps":  # which has no float64, as some methods need
         device = torch.device("cpu")
     model = inputs.runtime.models[0]
     learned = dict(model.named_parameters())
     matrices = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    names = [
+    depths = layer_depths(model)
+    chosen = [
         name
         for name in trunks[0]
         if name in learned and (inputs.base is None or name in inputs.base)
     ]
-    depths = layer_depths(model)
+
+    def pieces(name: str, by_rows: bool) -> Iterator[Parameter]:
+        own = [trunk[name] for trunk in trunks]
+        dtype = torch.promote_types(own[0].dtype, torch.float32)
+        base = None if inputs.base is None else inputs.base.get(name)
+        is_matrix, depth = name in matrices, depths.get(name, 1.0)
+        for rows, start in _rows(own[0], len(own) + 1, by_rows):
+            tensors = torch.stack([tensor[rows].to(device, dtype) for tensor in own])
+            origin = None if base is None else base[rows].to(device, dtype)
+            yield Parameter(name, tensors, origin, is_matrix, depth, start)
+            release_pages()
 
     def parameters() -> Iterator[Parameter]:
-        for name in names:
-            own = [trunk[name] for trunk in trunks]
-            dtype = torch.promote_types(own[0].dtype, torch.float32)
-
-            def ready(tensor: Tensor, dtype: torch.dtype = dtype) -> Tensor:
-                return tensor.to(device, dtype)
-
-            base = None if inputs.base is None else ready(inputs.base[name])
-            tensors = torch.stack([ready(tensor) for tensor in own])
-            yield Parameter(name, tensors, base, name in matrices, depths[name])
+        for name in chosen:
+            yield from pieces(name, combination.by_rows(options, name in matrices))
 
     setting = Setting(options, inputs.model_options, inputs.seed)
     if combination.survey is not None:
         setting = replace(setting, found=combination.survey(parameters, setting))
-    chosen = {*names}
-    merged = mean([{n: t for n, t in trunk.items() if n not in chosen} for trunk in trunks])
-    for parameter in parameters():
-        combined = combination.combine(parameter, setting)
-        merged[parameter.name] = combined.to(trunks[0][parameter.name])
-    trunk = {name: merged[name] for name in trunks[0]}
-    found = fit_after(inputs, trunk, heads, options.refit)
-    return replace(found, aligned=completed(inputs.states, found.state))
+    weights = inputs.weights if combination.weighted else None
+    merged = {*chosen}
+    for name in trunks[0]:
+        by_rows = name not in merged or combination.by_rows(options, name in matrices)
+        parts = partial(pieces, name, by_rows)
+        found = None
+        if name in merged and combination.look is not None:
+            found = combination.look(parts, setting)
+        for part in parts():
+            if name in merged:
+                combined = combination.combine(replace(part, found=found), setting)
+            else:
+                combined = mean([{name: tensor} for tensor in part.tensors], weights)[name]
+            yield name, part.start, combined
+
+
+def _rows(tensor: Tensor, count: int, by_rows: bool) -> Iterator[tuple[Any, int]]:
+    """Ranges of rows of a tensor with what comes before; all at once where it is not by rows."""
+    if not by_rows or tensor.dim() < 2:
+        yield ..., 0
+        return
+    width = tensor[0].numel()
+    step = max(1, _AT_ONCE // count // max(width, 1))
+    for first in range(0, len(tensor), step):
+        yield slice(first, first + step), first * width

@@ -72,9 +72,14 @@ def combined(method, base, states, models=(), seed=0, depth=1.0, **options):
                 depth=depth,
             )
 
+    def combine(parameter):
+        look = known.combination.look
+        found = None if look is None else look(lambda: iter([parameter]), setting)
+        return known.combination.combine(replace(parameter, found=found), setting)
+
     if known.combination.survey is not None:
         setting = replace(setting, found=known.combination.survey(parameters, setting))
-    return {p.name: known.combination.combine(p, setting) for p in parameters()}
+    return {p.name: combine(p) for p in parameters()}
 
 
 def flat(state):

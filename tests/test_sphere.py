@@ -8,11 +8,16 @@ import torch
 from transformers import ResNetForImageClassification
 
 import hf_zip
-from hf_zip.combining.sphere import karcher_mean, slerp
+from hf_zip.combining.sphere import angle_between, karcher_mean
+from hf_zip.combining.sphere import slerp as on_arc
 from hf_zip.errors import HfZipError
 from hf_zip.tiny import tiny
 from tests.models import randomise
 from tests.siblings import combined, tensors
+
+
+def slerp(first, second, t):
+    return on_arc(first, second, t, angle_between(lambda: [torch.stack([first, second])]))
 
 
 def angle(a, b):

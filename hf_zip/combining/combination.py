@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of all models and of their base, in the precision of the arithmetic.
+    """One parameter of all models and of their base, or rows of it, in float32 or float64.
 
     Args:
         name: Its name.
@@ -18,6 +18,8 @@ class Parameter:
         base: Its values in the base model; nothing for methods that need none.
         is_matrix: Whether it is the matrix of a linear layer, a row for every output.
         depth: How deep in the model it lies, from 0 in the first block to 1 in the last.
+        start: How many of its numbers come before these, where these are some of its rows.
+        found: What a look at all of it found.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Parameter:
     base: Float[Tensor, " *shape"] | None = None
     is_matrix: bool = False
     depth: float = 1.0
+    start: int = 0
+    found: Any = None
 
     @property
     def task_vectors(self) -> Float[Tensor, " models *shape"]:
@@ -58,6 +62,10 @@ class Setting:
 Parameters = Callable[[], Iterator[Parameter]]
 
 
+def _whole(options: Any, is_matrix: bool) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Combination:
     """A merge that needs one parameter at a time.
@@ -66,10 +74,19 @@ class Combination:
         combine: Returns the merged parameter.
         survey: Returns what is to be known of all parameters before, in passes over them that start
             anew with every call of its first argument; left out, nothing is.
+        look: The same of one parameter; it becomes the parameter's `found`.
+        by_rows: Tells by the method's options, and by whether a parameter is a matrix, if its rows
+            may come one after another instead of all at once, in the passes as well. Then large
+            parameters need little memory.
+        weighted: Whether rows that several heads have, and what is not combined, are means by the
+            models' weights, not plain ones.
     """
 
     combine: Callable[[Parameter, Setting], Tensor]
     survey: Callable[[Parameters, Setting], Any] | None = None
+    look: Callable[[Parameters, Setting], Any] | None = None
+    by_rows: Callable[[Any, bool], bool] = _whole
+    weighted: bool = False
 
 
 def added(
@@ -96,6 +113,16 @@ def added(
         return merged if parameter.base is None else parameter.base + merged
 
     return combine
+
+
+def always(options: Any, is_matrix: bool) -> bool:
+    """Says that the rows of any parameter may come one after another."""
+    return True
+
+
+def unless_matrix(options: Any, is_matrix: bool) -> bool:
+    """Says that the rows may come one after another of whatever is no matrix."""
+    return not is_matrix
 
 
 def per_model(values: Sequence[float], like: Tensor) -> Float[Tensor, "models ..."]:

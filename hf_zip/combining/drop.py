@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_BLOCK = 1 << 16  # numbers that are drawn in a row
+
 
 def drop(
     vectors: Float[Tensor, " models *shape"],
@@ -13,6 +15,7 @@ def drop(
     seed: int,
     name: str,
     rescale: bool = True,
+    start: int = 0,
 ) -> Float[Tensor, " models *shape"]:
     """Returns tensors with numbers set to zero at random, each with its own probability.
 
@@ -25,12 +28,13 @@ def drop(
         seed: The merge's seed.
         name: The parameter's name.
         rescale: Divide what is left by its probability to stay, which keeps the expected value.
+        start: How many of the parameter's numbers come before these.
 
     Source: DARE (https://arxiv.org/abs/2311.03099), section 3.2, where one rate is for all.
     """
     drawn = torch.stack(
         [
-            torch.rand(vectors.shape[1:], generator=_generator(seed, name, model))
+            _uniform(start, vectors[0].numel(), seed, name, model).reshape(vectors.shape[1:])
             for model in range(len(vectors))
         ]
     ).to(vectors.device)
@@ -63,6 +67,19 @@ def ranked_rates(
         -1, order, torch.arange(rows.shape[-1]).to(rows).expand_as(rows)
     )
     return rates - window / 2 + window * ranks.reshape(vectors.shape) / rows.shape[-1]
+
+
+def _uniform(start: int, count: int, seed: int, name: str, model: int) -> Float[Tensor, " count"]:
+    """Some of a parameter's random numbers: every block of them is a stream of its own."""
+    drawn = [torch.empty(0)]
+    position, end = start, start + count
+    while position < end:
+        block, skipped = divmod(position, _BLOCK)
+        wanted = min(_BLOCK, end - block * _BLOCK)
+        generator = _generator(seed, f"{name}/{block}" if block else name, model)
+        drawn.append(torch.rand(wanted, generator=generator)[skipped:])
+        position = (block + 1) * _BLOCK
+    return torch.cat(drawn)
 
 
 def _generator(seed: int, name: str, model: int) -> torch.Generator:

@@ -28,19 +28,16 @@ def thresholds(
         >>> thresholds(lambda: [torch.tensor([[3.0, -5.0]]), torch.tensor([[1.0, 4.0]])], [0.5])
         (4.0,)
     """
-    sizes, bits = 0, 0
-    for part in passes():
-        sizes += part[0].numel()
-        bits = 8 * part.element_size()
-    ranks = [round(density * sizes) for density in densities]
     # Bits decided so far, and how many larger numbers there are among those still in question.
-    found = [0] * len(ranks)
+    found = [0] * len(densities)
+    counts, bits = _count(passes, 0, found)
+    ranks = [
+        round(density * int(own.sum())) for density, own in zip(densities, counts, strict=True)
+    ]
     left = list(ranks)
-    for shift in reversed(range(0, bits, _DIGIT)):
-        counts = torch.zeros(len(ranks), 1 << _DIGIT, dtype=torch.int64)
-        for part in passes():
-            for model, own in enumerate(part):
-                counts[model] += _digits(own, shift, found[model])
+    for level in range(bits // _DIGIT):
+        if level:
+            counts, _ = _count(passes, level, found)
         for model, rank in enumerate(left):
             if rank > 0:
                 digit, left[model] = _descend(counts[model], rank)
@@ -65,21 +62,32 @@ def trim(
 
 
 def middle(
-    tensors: Float[Tensor, " models *shape"], beta: float, gamma: float
+    tensors: Float[Tensor, " models *shape"], low: Sequence[float], high: Sequence[float]
 ) -> Float[Tensor, " models *shape"]:
     """Returns tensors with their smallest and their largest numbers set to zero.
 
     Args:
         tensors: One tensor of each model.
-        beta: Share of each model's numbers that are too small, in [0, 1].
-        gamma: Share of them that are not too large, in [beta, 1].
+        low: The least magnitude to keep of each.
+        high: The least magnitude that is too large.
 
     Source: Model Breadcrumbs (https://arxiv.org/abs/2312.06795), section 3.
     """
-    count = len(tensors)
-    low = thresholds(lambda: [tensors], [1 - beta] * count)
-    high = thresholds(lambda: [tensors], [1 - gamma] * count)
     return trim(tensors, low) - trim(tensors, high)
+
+
+def _count(
+    passes: Callable[[], Iterable[Float[Tensor, " models *shape"]]],
+    level: int,
+    found: Sequence[int],
+) -> tuple[Int64[Tensor, "models values"], int]:
+    """What `_digits` says of every model in one pass, and how many bits a number has."""
+    counts, bits = torch.zeros(len(found), 1 << _DIGIT, dtype=torch.int64), 0
+    for part in passes():
+        bits = 8 * part.element_size()
+        for model, own in enumerate(part):
+            counts[model] += _digits(own, bits - _DIGIT * (level + 1), found[model])
+    return counts, bits
 
 
 def _digits(tensor: Tensor, shift: int, prefix: int) -> Int64[Tensor, " values"]:
@@ -87,9 +95,10 @@ def _digits(tensor: Tensor, shift: int, prefix: int) -> Int64[Tensor, " values"]
     counts = torch.zeros(1 << _DIGIT, dtype=torch.int64)
     kind = torch.int32 if tensor.element_size() == 4 else torch.int64
     for chunk in tensor.flatten().split(_CHUNK):
-        upper = chunk.abs().view(kind) >> shift
-        own = upper[(upper >> _DIGIT) == prefix]
-        counts += torch.bincount(own & ((1 << _DIGIT) - 1), minlength=1 << _DIGIT).cpu()
+        own = chunk.abs().view(kind) >> shift
+        if shift + _DIGIT < 8 * tensor.element_size():
+            own = own[(own >> _DIGIT) == prefix] & ((1 << _DIGIT) - 1)
+        counts += torch.bincount(own, minlength=1 << _DIGIT).cpu()
     return counts
 
 

@@ -1,7 +1,7 @@
 """Means of directions: tensors as points of a sphere, and the arcs between them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ _SMALLEST = 1e-7  # angles, in radians, below which an arc is a straight line
 
 
 def slerp(
-    first: Float[Tensor, " *shape"], second: Float[Tensor, " *shape"], t: float
+    first: Float[Tensor, " *shape"], second: Float[Tensor, " *shape"], t: float, angle: float
 ) -> Float[Tensor, " *shape"]:
     """Returns the point at a share of the way along the arc between two tensors.
 
@@ -22,15 +22,35 @@ def slerp(
         first: The one tensor, at t = 0.
         second: The other, at t = 1.
         t: Share of the way.
+        angle: The angle between the wholes that these are, or are rows of.
 
     Source: Shoemake, Animating Rotation with Quaternion Curves (1985,
     https://doi.org/10.1145/325165.325242), section 3.3. The angle is that between whole tensors.
     """
-    angle = _angle(*_directions(torch.stack([first, second]))[0])
     if angle < _SMALLEST or math.pi - angle < _SMALLEST:
         return (1 - t) * first + t * second
     weights = [math.sin((1 - t) * angle), math.sin(t * angle)]
     return (weights[0] * first + weights[1] * second) / math.sin(angle)
+
+
+def angle_between(passes: Callable[[], Iterable[Float[Tensor, "two ..."]]]) -> float:
+    """Returns the angle between two tensors, exact for small ones too; 0 where one is zero.
+
+    Args:
+        passes: Starts a pass over the parts of both.
+    """
+    squares = torch.zeros(2, dtype=torch.float64)
+    for part in passes():
+        squares += part.reshape(2, -1).double().square().sum(dim=1).cpu()
+    norms = squares.sqrt()
+    if not norms.all():
+        return 0.0
+    apart = together = 0.0
+    for part in passes():
+        first, second = part.reshape(2, -1).double() / norms.to(part.device)[:, None]
+        apart += float((first - second).square().sum())
+        together += float((first + second).square().sum())
+    return 2 * math.atan2(math.sqrt(apart), math.sqrt(together))
 
 
 def karcher_mean(

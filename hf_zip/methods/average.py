@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from hf_zip.align import mean
 from hf_zip.aligned import Refit, merge_aligned
+from hf_zip.combining.combination import Combination, Parameter, Setting, always
 from hf_zip.match import Matching
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
 
@@ -20,6 +24,14 @@ class AverageOptions:
     refit: Refit = "none"
 
 
+def _combine(parameter: Parameter, setting: Setting) -> Tensor:
+    states = [{parameter.name: tensor} for tensor in parameter.tensors]
+    return mean(states, setting.of_models("weight"))[parameter.name]
+
+
+COMBINATION = Combination(_combine, by_rows=always, weighted=True)
+
+
 def run(inputs: MergeInputs, options: AverageOptions) -> Merged:
     """Returns the weighted mean of the parameters."""
     return merge_aligned(inputs, Matching({}, {}), inputs.weights, options.refit)
@@ -34,4 +46,5 @@ ENTRY = MergeMethod(
     options=AverageOptions,
     model_options=WeightOptions,
     exact=True,
+    combination=COMBINATION,
 )

@@ -1,11 +1,19 @@
 """Model Breadcrumbs: the smallest and the largest changes reset, then merged."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from hf_zip.combining.combination import Combination, Parameter, Setting, added
-from hf_zip.combining.magnitude import middle
+from hf_zip.combining.combination import (
+    Combination,
+    Parameter,
+    Parameters,
+    Setting,
+    added,
+    always,
+)
+from hf_zip.combining.magnitude import middle, thresholds
 from hf_zip.combining.merging import Merge, merge_vectors
 from hf_zip.errors import HfZipError
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
@@ -45,12 +53,21 @@ class BreadcrumbsOptions:
             )
 
 
+def _look(parameters: Parameters, setting: Setting) -> tuple[tuple[float, ...], ...]:
+    def vectors() -> Iterator[Tensor]:
+        return (parameter.task_vectors for parameter in parameters())
+
+    count, options = len(setting.models), setting.options
+    return tuple(
+        thresholds(vectors, [1 - share] * count) for share in (options.beta, options.gamma)
+    )
+
+
 def _merge(parameter: Parameter, setting: Setting) -> Tensor:
-    options = setting.options
-    return merge_vectors(middle(parameter.task_vectors, options.beta, options.gamma), setting)
+    return merge_vectors(middle(parameter.task_vectors, *parameter.found), setting)
 
 
-COMBINATION = Combination(added(_merge))
+COMBINATION = Combination(added(_merge), look=_look, by_rows=always)
 
 
 def run(inputs: MergeInputs, options: BreadcrumbsOptions) -> Merged:

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hf_zip.combining.combination import Combination, Parameter, Setting, added, per_model
+from hf_zip.combining.combination import (
+    Combination,
+    Parameter,
+    Setting,
+    added,
+    always,
+    per_model,
+)
 from hf_zip.combining.drop import drop
 from hf_zip.combining.merging import Merge, merge_vectors, scaling_of
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
@@ -61,11 +68,12 @@ def _merge(parameter: Parameter, setting: Setting) -> Tensor:
     rates = per_model(setting.of_models("drop_rate"), vectors)
     options = setting.options
     return merge_vectors(
-        drop(vectors, rates, setting.seed, parameter.name, options.rescale), setting
+        drop(vectors, rates, setting.seed, parameter.name, options.rescale, parameter.start),
+        setting,
     )
 
 
-COMBINATION = Combination(added(_merge, scaling_of))
+COMBINATION = Combination(added(_merge, scaling_of), by_rows=always)
 
 
 def run(inputs: MergeInputs, options: DareOptions) -> Merged:

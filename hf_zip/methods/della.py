@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hf_zip.combining.combination import Combination, Parameter, Setting, added, per_model
+from hf_zip.combining.combination import (
+    Combination,
+    Parameter,
+    Setting,
+    added,
+    always,
+    per_model,
+)
 from hf_zip.combining.drop import drop, ranked_rates
 from hf_zip.combining.merging import Merge, merge_vectors, scaling_of
 from hf_zip.errors import HfZipError
@@ -50,11 +57,12 @@ def _merge(parameter: Parameter, setting: Setting) -> Tensor:
     rates = per_model([options.drop_rate] * len(vectors), vectors)
     rates = ranked_rates(vectors, rates, options.window_size)
     return merge_vectors(
-        drop(vectors, rates, setting.seed, parameter.name, options.rescale), setting
+        drop(vectors, rates, setting.seed, parameter.name, options.rescale, parameter.start),
+        setting,
     )
 
 
-COMBINATION = Combination(added(_merge, scaling_of))
+COMBINATION = Combination(added(_merge, scaling_of), by_rows=always)
 
 
 def run(inputs: MergeInputs, options: DellaOptions) -> Merged:

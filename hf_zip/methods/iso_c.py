@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hf_zip.combining.combination import Combination, Parameter, Setting, added, weights_of
+from hf_zip.combining.combination import (
+    Combination,
+    Parameter,
+    Setting,
+    added,
+    unless_matrix,
+    weights_of,
+)
 from hf_zip.combining.spectra import isotropic
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
 from hf_zip.siblings import SiblingRefit, merge_siblings
@@ -34,7 +41,7 @@ def _merge(parameter: Parameter, setting: Setting) -> Tensor:
     return isotropic(vectors.sum(dim=0))
 
 
-COMBINATION = Combination(added(_merge))
+COMBINATION = Combination(added(_merge), by_rows=unless_matrix)
 
 
 def run(inputs: MergeInputs, options: IsoCOptions) -> Merged:

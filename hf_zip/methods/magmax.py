@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hf_zip.combining.combination import Combination, Parameter, Setting, added, weights_of
+from hf_zip.combining.combination import (
+    Combination,
+    Parameter,
+    Setting,
+    added,
+    always,
+    weights_of,
+)
 from hf_zip.combining.masks import largest
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
 from hf_zip.siblings import SiblingRefit, merge_siblings
@@ -31,7 +38,7 @@ def _merge(parameter: Parameter, setting: Setting) -> Tensor:
     return largest(weights_of(setting, vectors) * vectors)
 
 
-COMBINATION = Combination(added(_merge))
+COMBINATION = Combination(added(_merge), by_rows=always)
 
 
 def run(inputs: MergeInputs, options: MagmaxOptions) -> Merged:

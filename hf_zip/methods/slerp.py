@@ -4,8 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hf_zip.combining.combination import Combination, Parameter, Setting
-from hf_zip.combining.sphere import slerp
+from hf_zip.combining.combination import (
+    Combination,
+    Parameter,
+    Parameters,
+    Setting,
+    always,
+)
+from hf_zip.combining.sphere import angle_between, slerp
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, merge_siblings
@@ -29,12 +35,16 @@ class SlerpOptions:
         check_between("t", self.t)
 
 
+def _look(parameters: Parameters, setting: Setting) -> float:
+    return angle_between(lambda: (parameter.tensors for parameter in parameters()))
+
+
 def _combine(parameter: Parameter, setting: Setting) -> Tensor:
     first, second = parameter.tensors
-    return slerp(first, second, setting.options.t)
+    return slerp(first, second, setting.options.t, parameter.found)
 
 
-COMBINATION = Combination(_combine)
+COMBINATION = Combination(_combine, look=_look, by_rows=always)
 
 
 def run(inputs: MergeInputs, options: SlerpOptions) -> Merged:

@@ -11,6 +11,7 @@ from hf_zip.combining.combination import (
     Parameters,
     Setting,
     added,
+    always,
 )
 from hf_zip.combining.magnitude import thresholds, trim
 from hf_zip.combining.merging import votes_of
@@ -64,8 +65,14 @@ class TiesModelOptions:
 
 
 def _survey(parameters: Parameters, setting: Setting) -> tuple[float, ...] | None:
-    if setting.options.trim == "tensor":
-        return None
+    return None if setting.options.trim == "tensor" else _thresholds(parameters, setting)
+
+
+def _look(parameters: Parameters, setting: Setting) -> tuple[float, ...] | None:
+    return None if setting.options.trim == "global" else _thresholds(parameters, setting)
+
+
+def _thresholds(parameters: Parameters, setting: Setting) -> tuple[float, ...]:
     return thresholds(
         lambda: (parameter.task_vectors for parameter in parameters()),
         setting.of_models("density"),
@@ -73,13 +80,12 @@ def _survey(parameters: Parameters, setting: Setting) -> tuple[float, ...] | Non
 
 
 def _merge(parameter: Parameter, setting: Setting) -> Tensor:
-    vectors, found = parameter.task_vectors, setting.found
-    if found is None:
-        found = thresholds(lambda: [vectors], setting.of_models("density"))
+    vectors = parameter.task_vectors
+    found = parameter.found if setting.found is None else setting.found
     return elected_mean(trim(vectors, found), votes_of(setting, vectors))
 
 
-COMBINATION = Combination(added(_merge), _survey)
+COMBINATION = Combination(added(_merge), _survey, _look, always)
 
 
 def run(inputs: MergeInputs, options: TiesOptions) -> Merged:

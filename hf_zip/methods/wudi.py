@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hf_zip.combining.combination import Combination, Parameter, Setting, added, weights_of
+from hf_zip.combining.combination import (
+    Combination,
+    Parameter,
+    Setting,
+    added,
+    unless_matrix,
+    weights_of,
+)
 from hf_zip.combining.interference import least_interference
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
 from hf_zip.ranges import check_between
@@ -43,7 +50,7 @@ def _merge(parameter: Parameter, setting: Setting) -> Tensor:
     return least_interference(vectors, setting.options.penalty)
 
 
-COMBINATION = Combination(added(_merge))
+COMBINATION = Combination(added(_merge), by_rows=unless_matrix)
 
 
 def run(inputs: MergeInputs, options: WudiOptions) -> Merged:

@@ -1,0 +1,62 @@
+"""The tensors of a safetensors file as views of the file, whose pages can be dropped again."""
+
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+# What a merge reads; other types, such as quantised ones, are read by transformers.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "BOOL": torch.bool,
+}
+_OPEN: WeakSet["_Pages"] = WeakSet()
+
+
+class _Pages(mmap.mmap):
+    """A mapped file; tensors that view it keep it."""
+
+
+def mapped_tensors(path: Path) -> Mapping[str, Tensor] | None:
+    """Returns a file's tensors by name, without reading them; nothing if some cannot be viewed.
+
+    They are only to be read: what is written to them is lost with the next `release_pages`.
+
+    Args:
+        path: A safetensors file that was found to be whole.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        pages = _Pages(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    _OPEN.add(pages)
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype = _DTYPES.get(entry["dtype"])
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        if dtype is None or begin % dtype.itemsize:
+            return None
+        if begin == end:
+            found[name] = torch.empty(entry["shape"], dtype=dtype)
+            continue
+        count = (end - begin) // dtype.itemsize
+        flat = torch.frombuffer(pages, dtype=dtype, count=count, offset=begin)
+        found[name] = flat.reshape(entry["shape"])
+    return found
+
+
+def release_pages() -> None:
+    """Gives back the memory of what was read of mapped files; they are read again when needed."""
+    for pages in [*_OPEN]:
+        pages.madvise(mmap.MADV_DONTNEED)
