@@ -42,13 +42,33 @@ def assemble(
     Raises:
         HfZipError: The merged parameters are not those of the class.
     """
-    config = _config(template.config, tasks, dtype)
+    config = merged_config(merged, template.config, tasks, record, dtype)
+    return _build(template, config, {**merged.state, **stack_heads(merged, tasks)}, dtype)
+
+
+def merged_config(
+    merged: Merged,
+    template: PretrainedConfig,
+    tasks: Sequence[Task],
+    record: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> PretrainedConfig:
+    """Returns the config of a merged model of the sources' own class.
+
+    Args:
+        merged: The result of a method; of it only what it changes of the config.
+        template: The config of one of the sources; left unchanged.
+        tasks: See `assemble`.
+        record: The same.
+        dtype: The same.
+    """
+    config = _config(template, tasks, dtype)
     set_entries(config, merged.config)
     rows = [
         {"name": t.name, "start": t.start, "labels": list(t.labels), "kind": t.kind} for t in tasks
     ]
     setattr(config, CONFIG_KEY, {**record, "tasks": rows})
-    return _build(template, config, {**merged.state, **stack_heads(merged, tasks)}, dtype)
+    return config
 
 
 def stack_heads(merged: Merged, tasks: Sequence[Task]) -> dict[str, Tensor]:

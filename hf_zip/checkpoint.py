@@ -97,7 +97,7 @@ def load_model(
         HfZipError: The class is none that can be merged, or a weight is missing, left over, of
             another shape or not finite.
     """
-    cls = _model_class(folder / "config.json", reference)
+    cls = model_class(folder / "config.json", reference)
     return load_as(cls, folder, files, reference, dtype)
 
 
@@ -114,7 +114,7 @@ def load_as(
         HfZipError: A weight is missing, left over, of another shape or not finite.
     """
     try:
-        with _quiet():
+        with quiet():
             model, info = cls.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -134,7 +134,16 @@ def load_as(
     return loaded
 
 
-def _model_class(path: Path, reference: str) -> Any:
+def model_class(path: Path, reference: str) -> Any:
+    """Returns the class that a checkpoint's config names.
+
+    Args:
+        path: Its config.json.
+        reference: What the recipe calls it, for messages.
+
+    Raises:
+        HfZipError: It names none, or one that cannot be merged.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -229,7 +238,7 @@ def load_processor(folder: Path, reference: str, modalities: Sequence[str] = ("i
     # Without torchvision there is only PIL, and the two backends resize differently.
     options = {"backend": "pil"} if auto in (AutoImageProcessor, AutoProcessor) else {}
     try:
-        with _quiet():
+        with quiet():
             return auto.from_pretrained(folder, trust_remote_code=False, **options)
     except Exception as error:  # whatever a foreign file makes transformers raise
         name = texts[0] if auto is AutoTokenizer else images[0]
@@ -248,7 +257,7 @@ def _prepares_sounds(config: Path) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers' load report and bars off the terminal: the errors here say it shorter."""
     settings = transformers.utils.logging
     verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()

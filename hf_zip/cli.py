@@ -87,6 +87,9 @@ def merge(
     revision: Branch = None,
     token: Token = None,
     allow_pickle: AllowPickle = False,
+    lane: Annotated[
+        str, typer.Option(help="stream from files, memory, or auto: stream what can be.")
+    ] = "auto",
 ) -> None:
     """Merge models and write one, with its report and card."""
     options = {
@@ -121,7 +124,7 @@ def merge(
             "--private, --create-pr, --revision and --token say how to upload the merge; give "
             "--push-to-hub USER/REPO too"
         )
-    result = run(recipe, out=out, force=force, allow_pickle=allow_pickle)
+    result = run(recipe, out=out, force=force, allow_pickle=allow_pickle, lane=lane)
     if result is None or not result.is_main_process:
         return
     if result.report.evaluation is not None:

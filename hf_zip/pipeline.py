@@ -2,8 +2,9 @@
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from hf_zip.record import files, make_report, refresh, resolved_recipe
 from hf_zip.report import Report, read
 from hf_zip.request import Request, read_request
 from hf_zip.save import MARKER, check_replaceable, save_checked
+from hf_zip.streaming.lane import streamed
+from hf_zip.streaming.merge import merge_files
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,23 @@ class MergeResult:
     """A merged model and everything known about it.
 
     Args:
-        model: The merged model, of the sources' own class.
+        load: Returns the merged model, of the sources' own class.
         report: What was merged, found and measured.
         recipe: The resolved recipe, every default and revision written out.
         processor: The sources' image processor or tokenizer, if they have one.
         is_main_process: Whether this process is the one that writes files.
     """
 
-    model: PreTrainedModel
+    load: Callable[[], PreTrainedModel]
     report: Report
     recipe: Recipe
     processor: Any = None
     is_main_process: bool = True
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The merged model; of a merge that was streamed, loaded from its folder on first use."""
+        return self.load()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes model, processor, recipe, report, card and pictures, all at once or not at all.
@@ -110,6 +118,7 @@ def merge(
     force: bool = False,
     progress: bool = True,
     allow_pickle: bool = False,
+    lane: str = "auto",
     **recipe_keys: Any,
 ) -> MergeResult:
     """Merges models into one.
@@ -130,6 +139,9 @@ def merge(
         force: Merge despite findings that may be forced.
         progress: Show progress bars, on the main process.
         allow_pickle: Read weights in pickles, which can run code, where there are no others.
+        lane: "stream" merges from files into `out` a few rows at a time, for methods that go
+            parameter by parameter where nothing is run, and refuses other merges; "memory" loads
+            the models; "auto" streams what can be. The merge is the same.
         **recipe_keys: More keys of the recipe, such as `parameters`, `dtype` or `seed`;
             `base_model` may be a model in memory.
 
@@ -156,6 +168,13 @@ def merge(
         check_replaceable(Path(out))
 
     accelerator = make_accelerator()
+    processes = accelerator.num_processes
+    with streamed(request, chosen, options, lane, out is not None, processes) as files_only:
+        if files_only is not None and out is not None:
+            written = merge_files(files_only, chosen, options, Path(out), force, accelerator)
+            return MergeResult(
+                partial(_loaded, Path(out)), written.report, written.recipe, written.processor
+            )
     started = time.perf_counter()
     prepared = prepare(request, chosen, force, accelerator, progress)
     merged = run_method(chosen, prepared, options)
@@ -168,7 +187,7 @@ def merge(
     seconds = time.perf_counter() - started
     report = make_report(assembled, resolved, prepared, chosen, merged, seconds)
     result = MergeResult(
-        model, report, resolved, prepared.sources[0].processor, accelerator.is_main_process
+        lambda: model, report, resolved, prepared.sources[0].processor, accelerator.is_main_process
     )
     if out is not None:
         result.save_pretrained(out)
@@ -179,6 +198,10 @@ def merge(
             refresh(Path(out), resolved, result.report)
     accelerator.wait_for_everyone()
     return result
+
+
+def _loaded(folder: Path) -> PreTrainedModel:
+    return load_merge(folder)[0]
 
 
 def reevaluate(

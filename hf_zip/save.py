@@ -51,7 +51,7 @@ def save_checked(
     """
     target = Path(folder)
     check_replaceable(target)
-    with _staged(target) as staging:
+    with staged(target) as staging:
         model.save_pretrained(staging)
         if processor is not None:
             processor.save_pretrained(staging)
@@ -157,8 +157,12 @@ def _bytes(content: str | bytes) -> bytes:
 
 
 @contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """Yields a folder beside the target that takes its place if nothing is raised."""
+def staged(target: Path) -> Iterator[Path]:
+    """Yields a folder beside the target that takes its place if nothing is raised.
+
+    Raises:
+        HfZipError: The target cannot be written.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     _tidy(target)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-{os.getpid()}-", dir=target.parent))

@@ -121,7 +121,7 @@ def load_source(
         processor=load_processor(folder, reference, model.input_modalities),
         revision=None if local else folder.name,
         sha256=digest(files) if local else None,
-        license=_license(folder / "README.md"),
+        license=card_license(folder / "README.md"),
     )
 
 
@@ -234,7 +234,8 @@ def _download(reference: str, token: str | bool | None, allow_pickle: bool) -> P
     return folder
 
 
-def _license(card: Path) -> License | None:
+def card_license(card: Path) -> License | None:
+    """Returns the licence that a model card states; nothing where it states none."""
     try:
         data = metadata_load(card) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -1,0 +1,172 @@
+"""Models in files → their merge in files, parameter by parameter."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_zip.aligned import split_heads
+from hf_zip.assemble import merged_config, stack_heads
+from hf_zip.checkpoint import quiet, weight_files
+from hf_zip.combining.combination import Combination
+from hf_zip.depth import Assembled
+from hf_zip.errors import HfZipError
+from hf_zip.learned import counters, learned
+from hf_zip.mapped import release_pages
+from hf_zip.method import Merged, MergeMethod
+from hf_zip.plain import plain
+from hf_zip.preparation import Prepared, prepare, resolve_unmerge
+from hf_zip.recipe import Recipe
+from hf_zip.record import files, make_report, resolved_recipe
+from hf_zip.report import Report
+from hf_zip.save import staged
+from hf_zip.siblings import merged_pieces
+from hf_zip.streaming.lane import Streamed
+from hf_zip.streaming.models import NotStreamableError, empty_model, mapped_model, names_in_file
+from hf_zip.streaming.writing import TensorWriter, open_writer
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is known about a merge that was written.
+
+    Args:
+        report: What was merged and found.
+        recipe: The resolved recipe.
+        processor: The sources' image processor or tokenizer, if they have one.
+    """
+
+    report: Report
+    recipe: Recipe
+    processor: Any
+
+
+def merge_files(
+    request: Streamed,
+    method: MergeMethod,
+    options: Any,
+    out: Path,
+    force: bool,
+    accelerator: Accelerator,
+) -> Written:
+    """Merges models in files into a folder, with its report and card, all at once or not at all.
+
+    Of every parameter a few rows at a time are read, merged in float32 and written, where the
+    method allows it. The written folder is then checked: it must give a model of its class with
+    nothing missing, left over or of another shape or precision, whose parameters begin and end with
+    the numbers that were merged.
+
+    Args:
+        request: What to merge.
+        method: The merge method; it has a combination.
+        options: Its options.
+        out: The folder; it may hold an older merge.
+        force: Go on despite findings that may be forced.
+        accelerator: What to run under.
+
+    Raises:
+        HfZipError: The models do not allow the merge, or the folder cannot be written.
+    """
+    started = time.perf_counter()
+    prepared = prepare(request, method, force, accelerator, progress=False)
+    combination = method.combination or Combination(lambda parameter, setting: parameter.tensors[0])
+    unmerge = resolve_unmerge(method, request)
+    dtype = getattr(torch, request.recipe.dtype)
+    template = prepared.sources[0].model
+    with staged(out) as staging:
+        merged = _heads(prepared, combination)
+        # Its config is complete only when all files are digested; its shapes are known now.
+        model = _model(merged, prepared, {}, dtype)
+        names = names_in_file(model)
+        with open_writer(staging, model, names) as writer:
+            for name, start, piece in merged_pieces(prepared.inputs, combination, options):
+                writer.write(name, start, piece)
+            for name, rows in stack_heads(merged, prepared.tasks).items():
+                writer.write(name, 0, rows)
+            for name, buffer in counters(template).items():
+                if name in names:
+                    writer.write(name, 0, buffer)
+        prepared = replace(
+            prepared,
+            sources=tuple(map(request.with_digest, prepared.sources)),
+            base=prepared.base and request.with_digest(prepared.base),
+        )
+        record = {"merge_method": method.name, "parameters": plain(options)}
+        record["sources"] = plain(prepared.family)
+        _save_config(_model(merged, prepared, record, dtype), staging)
+        processor = prepared.sources[0].processor
+        if processor is not None:
+            processor.save_pretrained(staging)
+        resolved = resolved_recipe(request.recipe, prepared, options, None, unmerge)
+        seconds = time.perf_counter() - started
+        assembled = Assembled(model, {}, None)
+        report = make_report(assembled, resolved, prepared, method, merged, seconds)
+        for name, content in files(resolved, report).items():
+            data = content.encode("utf-8") if isinstance(content, str) else content
+            (staging / name).write_bytes(data)
+        _check_written(type(model), staging, writer, dtype)
+    release_pages()
+    return Written(report, resolved, processor)
+
+
+def _heads(prepared: Prepared, combination: Combination) -> Merged:
+    """The heads of the sources, in float32 or better, as what a method leaves of them."""
+    inputs = prepared.inputs
+    heads, _ = split_heads(inputs, inputs.states)
+    ready = tuple({name: _exact(tensor) for name, tensor in head.items()} for head in heads)
+    weights = inputs.weights if combination.weighted else ()
+    return Merged({}, ready, provenance={"matched_correlation": {}}, weights=weights)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _model(
+    merged: Merged, prepared: Prepared, record: Mapping[str, Any], dtype: torch.dtype
+) -> PreTrainedModel:
+    """The merged model on the meta device."""
+    template = prepared.sources[0].model
+    config = merged_config(merged, template.config, prepared.tasks, record, dtype)
+    return empty_model(type(template), config).to(dtype)
+
+
+def _save_config(model: PreTrainedModel, folder: Path) -> None:
+    """Writes all that `save_pretrained` does, but for the weights."""
+    with tempfile.TemporaryDirectory(dir=folder) as place, quiet():
+        model.save_pretrained(place, state_dict={})
+        for path in Path(place).iterdir():
+            if path.suffix != ".safetensors":
+                path.rename(folder / path.name)
+
+
+def _check_written(cls: type, folder: Path, writer: TensorWriter, dtype: torch.dtype) -> None:
+    """Checks that a written folder gives the model whose parameters were written.
+
+    Raises:
+        HfZipError: It does not.
+    """
+    try:
+        reloaded = mapped_model(cls, folder, weight_files(folder, str(folder)))
+    except NotStreamableError as error:
+        raise HfZipError(
+            f"the saved model does not load as it was: {error}; nothing was replaced"
+        ) from error
+    found = {**learned(reloaded), **counters(reloaded)}
+    wrong = [n for n, x in found.items() if x.is_floating_point() and x.dtype != dtype]
+    for name, start, numbers in writer.ends:
+        own = found[name].view(-1)[start : start + len(numbers)]
+        if not torch.equal(own, numbers):
+            wrong.append(name)
+    if wrong:
+        raise HfZipError(
+            f"the saved parameters {', '.join(wrong[:3])} differ from what was merged; nothing was "
+            "replaced"
+        )
