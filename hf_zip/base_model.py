@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from hf_zip.compatibility import Finding, compare_configs, has_tokenizer, refused
 from hf_zip.errors import first_few
-from hf_zip.similarity import cosine, verdict
+from hf_zip.products import Products, total
+from hf_zip.similarity import verdict, weight_products
 from hf_zip.sources import Source
 from hf_zip.tokenization import compare_tokenizers
 
@@ -46,7 +47,11 @@ def base_state(
 
 
 def compare_base(
-    sources: Sequence[Source], base: Source, heads: Sequence[str], force: bool
+    sources: Sequence[Source],
+    base: Source,
+    heads: Sequence[str],
+    force: bool,
+    known: Mapping[str, Products] | None = None,
 ) -> Iterator[Finding]:
     """Returns what is wrong, or worth knowing, between models and their base.
 
@@ -55,6 +60,7 @@ def compare_base(
         base: What they should have been fine-tuned from.
         heads: Linear layers that make a task head.
         force: See `refused`.
+        known: What `weight_products` found of the models and the base, where that is known.
     """
     first = sources[0]
     own, theirs = (_prefixes(source.model) for source in (first, base))
@@ -77,8 +83,9 @@ def compare_base(
         tokens = compare_tokenizers(first, base, force)
         # How either cuts texts off, or writes them apart, does not touch its weights.
         yield from (finding for finding in tokens if finding.code == "vocabulary")
-    for source in sources:
-        yield from _unlike(source, base, heads, force)
+    products = weight_products(sources, found) if known is None else known
+    for position in range(len(sources)):
+        yield from _unlike(sources, position, base, heads, force, products)
 
 
 def _misfits(
@@ -121,18 +128,28 @@ def _misfits(
         )
 
 
-def _unlike(source: Source, base: Source, heads: Sequence[str], force: bool) -> Iterator[Finding]:
+def _unlike(
+    sources: Sequence[Source],
+    position: int,
+    base: Source,
+    heads: Sequence[str],
+    force: bool,
+    products: Mapping[str, Products],
+) -> Iterator[Finding]:
     """Whether a model's weights look as if they came from the base.
 
     Embeddings are not looked at: those of words may stand in another order.
     """
+    source = sources[position]
     found = base_state(source.model, base.model, heads)
     own = dict(source.model.named_parameters())
     modules = source.model.named_modules()
     tables = {f"{name}.weight" for name, module in modules if isinstance(module, nn.Embedding)}
     names = [name for name, tensor in found.items() if tensor.dim() >= 2 and name not in tables]
-    alike = cosine([own[name].detach() for name in names], [found[name] for name in names])
-    told = verdict(alike) if names else "shared"
+    alike = 1.0
+    if names:
+        alike = total(products[name].weights for name in names).cosine(position, len(sources))
+    told = verdict(alike)
     if told == "different":
         yield refused(
             "base",

@@ -1,12 +1,13 @@
 """What can go wrong with a merge, found before the work."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hf_zip.adapters import Adapter
 from hf_zip.base_model import base_state, compare_base
+from hf_zip.checkpoint import check_finite
 from hf_zip.compatibility import (
     Finding,
     both,
@@ -19,6 +20,7 @@ from hf_zip.compatibility import (
 from hf_zip.errors import HfZipError
 from hf_zip.licenses import license_warnings
 from hf_zip.methods import method_named, methods
+from hf_zip.products import Products
 from hf_zip.similarity import (
     ROLES,
     WEIGHTS,
@@ -27,6 +29,7 @@ from hf_zip.similarity import (
     initialisation,
     similarities,
     task_vector_similarities,
+    weight_products,
 )
 from hf_zip.sources import Source
 from hf_zip.support import Support, support
@@ -116,17 +119,19 @@ def preflight(
     pairs: tuple[PairSimilarity, ...] = ()
     changes: tuple[PairSimilarity, ...] = ()
     if not any(finding.code in ("type", "class", "shape") for finding in findings):
-        pairs = similarities(sources, known.adapter)
+        heads = task_heads(first.model)
+        before = {} if base is None else base_state(first.model, base.model, heads)
+        products = weight_products(sources, before)
+        _check_finite(sources, base, products)
+        pairs = similarities(sources, known.adapter, products)
         findings += _identical(sources)
         if needs_shared_init:
             findings += _initialisation(pairs, known.adapter, method or "this method", force)
         if base is not None:
-            heads = task_heads(first.model)
-            compared = list(compare_base(sources, base, heads, force))
+            compared = list(compare_base(sources, base, heads, force, products))
             findings += compared
             if not any(finding.level == "error" for finding in compared):
-                before = base_state(first.model, base.model, heads)
-                changes = task_vector_similarities(sources, before, known.adapter)
+                changes = task_vector_similarities(sources, before, known.adapter, products)
 
     errors = [finding.message for finding in findings if finding.level == "error"]
     if errors:
@@ -227,6 +232,16 @@ def _averaged_labels(first: Source, other: Source, force: bool) -> Iterator[Find
             "these rows are merged one by one, whatever they mean",
             force,
         )
+
+
+def _check_finite(
+    sources: Sequence[Source], base: Source | None, known: Mapping[str, Products]
+) -> None:
+    """Checks models whose files were not read before."""
+    if all(found.weights.dots.isfinite().all() for found in known.values()):
+        return
+    for source in (*sources, *(() if base is None else (base,))):
+        check_finite(source.model, source.reference)
 
 
 def _identical(sources: Sequence[Source]) -> Iterator[Finding]:

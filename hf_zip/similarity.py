@@ -1,6 +1,5 @@
 """How alike the weights of models are, role by role, and what that says of their initialisation."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.groups import blocks, embedding_names
+from hf_zip.products import Pairs, Products, products, total
 from hf_zip.sources import Source
 from hf_zip.task_head import task_heads
 
@@ -61,18 +61,32 @@ def verdict(similarity: float) -> Initialisation:
     return "different" if similarity <= DIFFERENT_UP_TO else "unclear"
 
 
-def similarities(sources: Sequence[Source], adapter: Adapter | None) -> tuple[PairSimilarity, ...]:
+def similarities(
+    sources: Sequence[Source],
+    adapter: Adapter | None,
+    known: Mapping[str, Products] | None = None,
+) -> tuple[PairSimilarity, ...]:
     """Returns how alike every pair of models is, in the order of the models.
 
     Args:
         sources: Models of the same shapes.
         adapter: Their family's table; nothing if there is none that covers their class.
+        known: What `weight_products` found of them, where that is known.
     """
-    return _pairs(sources, [_by_role(source.model, adapter) for source in sources])
+    found = weight_products(sources) if known is None else known
+    count, roles = len(sources), _roles(sources[0].model, adapter)
+    weights = {
+        role: total(found[name].weights.first(count) for name in names)
+        for role, names in roles.items()
+    }
+    return _pairs(sources, weights)
 
 
 def task_vector_similarities(
-    sources: Sequence[Source], base: Mapping[str, Tensor], adapter: Adapter | None
+    sources: Sequence[Source],
+    base: Mapping[str, Tensor],
+    adapter: Adapter | None,
+    known: Mapping[str, Products] | None = None,
 ) -> tuple[PairSimilarity, ...]:
     """Returns how alike the changes are that every pair of models made to a base model.
 
@@ -81,37 +95,55 @@ def task_vector_similarities(
         base: The parameters of what they were fine-tuned from, by the names that the models have
             for them; what it lacks is left out.
         adapter: Their family's table; nothing if there is none that covers their class.
+        known: What `weight_products` found of them, where that is known.
 
     Source: Ilharco et al., Editing Models with Task Arithmetic, section 2,
         https://arxiv.org/abs/2212.04089; conflicts of signs: Yadav et al., TIES-Merging, section
         3, https://arxiv.org/abs/2306.01708, here before any trimming.
     """
-    roles = {
-        role: [name for name in names if name in base]
-        for role, names in _roles(sources[0].model, adapter).items()
-    }
-    changes = []
-    for source in sources:
-        after = dict(source.model.named_parameters())
-        changes.append(
-            {
-                role: [after[name].detach() - base[name] for name in names]
-                for role, names in roles.items()
-                if names
-            }
-        )
-    return _pairs(sources, changes) if any(roles.values()) else ()
+    found = weight_products(sources, base) if known is None else known
+    roles = {}
+    for role, names in _roles(sources[0].model, adapter).items():
+        changes = [found[name].changes for name in names]
+        some = [pairs for pairs in changes if pairs is not None]
+        if some:
+            roles[role] = total(some)
+    return _pairs(sources, roles) if roles else ()
 
 
-def _pairs(
-    sources: Sequence[Source], weights: Sequence[Mapping[str, Sequence[Tensor]]]
-) -> tuple[PairSimilarity, ...]:
+def weight_products(
+    sources: Sequence[Source], base: Mapping[str, Tensor] | None = None
+) -> dict[str, Products]:
+    """Returns what is known of the parameters of every two models, task heads left out.
+
+    Args:
+        sources: Models of the same shapes.
+        base: The parameters of what they were fine-tuned from, by the names that the models have
+            for them.
+    """
+    models = [dict(source.model.named_parameters()) for source in sources]
+    given = base or {}
+    shared = {name: x for name, x in given.items() if x.shape == models[0][name].shape}
+    alike = [
+        name
+        for name, tensor in models[0].items()
+        if all(own[name].shape == tensor.shape for own in models[1:])
+    ]
+    return products(models, shared, alike)
+
+
+def _pairs(sources: Sequence[Source], roles: Mapping[str, Pairs]) -> tuple[PairSimilarity, ...]:
     found = []
-    for (one, own), (other, theirs) in combinations(zip(sources, weights, strict=True), 2):
-        compared = {role: _compare(own[role], theirs[role]) for role in own}
-        conflicts = {role: share for role, (_, share) in compared.items() if share is not None}
-        cosines = {role: cosine for role, (cosine, _) in compared.items()}
-        found.append(PairSimilarity(one.name, other.name, cosines, conflicts))
+    for first, second in combinations(range(len(sources)), 2):
+        shares = {role: pairs.conflict(first, second) for role, pairs in roles.items()}
+        found.append(
+            PairSimilarity(
+                sources[first].name,
+                sources[second].name,
+                {role: pairs.cosine(first, second) for role, pairs in roles.items()},
+                {role: share for role, share in shares.items() if share is not None},
+            )
+        )
     return tuple(found)
 
 
@@ -136,15 +168,6 @@ def initialisation(pairs: Sequence[PairSimilarity]) -> Initialisation:
     return "unclear" if "unclear" in verdicts else "shared"
 
 
-def _by_role(model: PreTrainedModel, adapter: Adapter | None) -> dict[str, list[Tensor]]:
-    """Returns the parameters of every role, in the model's order."""
-    parameters = dict(model.named_parameters())
-    return {
-        role: [parameters[name].detach() for name in names]
-        for role, names in _roles(model, adapter).items()
-    }
-
-
 def _roles(model: PreTrainedModel, adapter: Adapter | None) -> dict[str, list[str]]:
     """Returns the names of the matrices of every role; roles without any are left out."""
     wide = {name for name, parameter in model.named_parameters() if parameter.dim() >= 2}
@@ -157,29 +180,3 @@ def _roles(model: PreTrainedModel, adapter: Adapter | None) -> dict[str, list[st
     names["embeddings"] = list(embedding_names(model, adapter))
     found = {role: [name for name in places if name in wide] for role, places in names.items()}
     return {role: places for role, places in found.items() if places}
-
-
-def cosine(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Returns the cosine between two lists of tensors, each as one vector; 0 where one is 0."""
-    return _compare(first, second)[0]
-
-
-def _compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> tuple[float, float | None]:
-    """Returns cosine and sign conflict of two lists of tensors, each as one vector.
-
-    The cosine is 0 where one is 0; without weights that are zero in neither there is no conflict.
-    """
-    dot = norm_first = norm_second = 0.0
-    opposite = counted = 0
-    for a, b in zip(first, second, strict=True):
-        x, y = a.double().flatten(), b.double().flatten()
-        dot += float(x @ y)
-        norm_first += float(x @ x)
-        norm_second += float(y @ y)
-        signs = a.sign().mul_(b.sign())
-        opposite += int((signs < 0).sum())
-        counted += int(signs.count_nonzero())
-    share = opposite / counted if counted else None
-    if norm_first == 0 or norm_second == 0:
-        return 0.0, share
-    return dot / math.sqrt(norm_first * norm_second), share

@@ -323,3 +323,12 @@ def test_mapped_tensors_are_there_again_after_their_pages_are_released(tmp_path)
         for name, tensor in tensors.items():
             assert torch.equal(found[name], tensor)
         release_pages()
+
+
+@pytest.mark.parametrize("name", ["bert.encoder.layer.0.output.LayerNorm.bias", "classifier.bias"])
+def test_numbers_that_are_none_are_told_of_their_model(name, tmp_path):
+    base, models = family(2, cls=BertModel)
+    paths, base = save(tmp_path, models, base)
+    rewritten(paths[1], lambda tensors: tensors[name].__setitem__(0, float("nan")))
+    with pytest.raises(HfZipError, match=rf"model 1': 1 of \d+ values of {name} are NaN"):
+        hf_zip.merge(paths, method="ties", base_model=base, out=tmp_path / "out", lane="stream")

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_zip.aligned import split_heads
 from hf_zip.assemble import merged_config, stack_heads
-from hf_zip.checkpoint import quiet, weight_files
+from hf_zip.checkpoint import check_finite, quiet, weight_files
 from hf_zip.combining.combination import Combination
 from hf_zip.depth import Assembled
 from hf_zip.errors import HfZipError
@@ -88,6 +88,7 @@ def merge_files(
         with open_writer(staging, model, names) as writer:
             for name, start, piece in merged_pieces(prepared.inputs, combination, options):
                 writer.write(name, start, piece)
+            _check_heads(merged, prepared)
             for name, rows in stack_heads(merged, prepared.tasks).items():
                 writer.write(name, 0, rows)
             for name, buffer in counters(template).items():
@@ -123,6 +124,13 @@ def _heads(prepared: Prepared, combination: Combination) -> Merged:
     ready = tuple({name: _exact(tensor) for name, tensor in head.items()} for head in heads)
     weights = inputs.weights if combination.weighted else ()
     return Merged({}, ready, provenance={"matched_correlation": {}}, weights=weights)
+
+
+def _check_heads(merged: Merged, prepared: Prepared) -> None:
+    """Checks the only parameters that were not read before the merge."""
+    for source, head in zip(prepared.sources, merged.heads, strict=True):
+        if not all(tensor.isfinite().all() for tensor in head.values()):
+            check_finite(source.model, source.reference)
 
 
 def _exact(tensor: Tensor) -> Tensor:
