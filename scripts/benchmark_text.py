@@ -53,6 +53,8 @@ MERGES = (
     Merge("average, least-squares head", "average", {"refit": "head"}),
     Merge("permute", "permute"),
     Merge("permute, least-squares head", "permute", {"refit": "head"}),
+    Merge("zipit", "zipit"),
+    Merge("zipit, least-squares head", "zipit", {"refit": "head"}),
     Merge("zipfit 0.5", "zipfit", {"size": 0.5}),
     Merge("zipfit 1.0", "zipfit"),
     *(

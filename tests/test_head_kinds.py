@@ -143,7 +143,8 @@ def test_token_heads_are_fitted_without_padding(taggers, method, parameters):
         options = {"parameters": parameters, "calibration": calibration, "out": None}
         found.append(merge(taggers, method, **options).model)
     for name, parameter in found[0].named_parameters():
-        torch.testing.assert_close(parameter, found[1].get_parameter(name), rtol=1e-3, atol=1e-3)
+        # Sums of float32 in another order, through fits to 40 texts.
+        torch.testing.assert_close(parameter, found[1].get_parameter(name), rtol=5e-3, atol=5e-3)
 
 
 def test_a_refitted_token_head_is_closer_to_the_parents(taggers):

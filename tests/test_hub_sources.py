@@ -72,7 +72,7 @@ def test_a_base_is_pinned_and_linked(files, server, tmp_path):
     for name, parameter in result.model.named_parameters():
         assert torch.equal(again.model.get_parameter(name), parameter)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"base model base: from <https://huggingface.co/org/base>, `{base}`, licence" in card
+    assert f"base model base: <https://huggingface.co/org/base>, `{base}`, licence" in card
 
 
 def test_a_private_source_needs_a_token(files, server, monkeypatch):

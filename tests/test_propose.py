@@ -198,10 +198,10 @@ def test_the_draft_of_a_folder_is_a_file(tmp_path):
     model.save_pretrained(tmp_path / "model")
     result = CliRunner().invoke(cli.app, ["inspect", "--propose", str(tmp_path / "model")])
     assert result.exit_code == 0, result.output
-    assert "# Verified, ASTForAudioClassification: covered, and permuting" in result.output
-    assert max(map(len, entry_lines(result.output))) <= 100
+    assert "# Verified, ASTForAudioClassification: covered, and permuting" in result.stdout
+    assert max(map(len, entry_lines(result.stdout))) <= 100
     names = {}
-    exec(compile(result.output, "draft", "exec"), names)
+    exec(compile(result.stdout, "draft", "exec"), names)
     assert names["ENTRY"].model_types == ("audio-spectrogram-transformer",)
 
 
