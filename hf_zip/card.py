@@ -11,11 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hf_zip.charts import charts
 from hf_zip.drawing import picture_name
 from hf_zip.kinds import Kind, has_labels
-from hf_zip.licenses import common_license
+from hf_zip.licenses import common_license, stated_licenses
 from hf_zip.lineage import tree
 from hf_zip.metadata import card_metadata, hub_id, last_row
 from hf_zip.redact import published
 from hf_zip.report import Report, SourceRecord
+from hf_zip.sources import AdapterBase
 from hf_zip.tables import escape, markdown_table, percent
 from hf_zip.wording import answered, described, joined, licence, limits, meanings, metrics
 
@@ -72,7 +73,8 @@ def render_card(
             example=_EXAMPLES.get(pipeline or "text-classification"),
             auto_class=f"AutoModel{part}" if part or bare else report.architecture,
             tasks=[escape(f"the task {task.name}") for task in report.tasks],
-            license=common_license([source.license for source in report.sources]),
+            license=common_license([*stated_licenses(report.sources).values()]),
+            stated=[(escape(n), found) for n, found in stated_licenses(report.sources).items()],
             table=markdown_table(report.evaluation) if report.evaluation else None,
             kinds=meanings(report.evaluation, several),
             merge=last_row(report.evaluation, "merge"),
@@ -174,16 +176,22 @@ def _correlation(matching: Mapping[str, float]) -> dict[str, Any] | None:
     }
 
 
-def _origin(source: SourceRecord) -> str:
+def _origin(source: SourceRecord | AdapterBase) -> str:
     """Where a source was loaded from, in Markdown; a local folder is not said to be anywhere."""
     identifier = hub_id(source)
-    return f"<https://huggingface.co/{identifier}>" if identifier else "a local model"
+    own = f"<https://huggingface.co/{identifier}>" if identifier else "a local model"
+    base = getattr(source, "adapter_base", None)
+    if base is None:
+        return own
+    return f"{own if identifier else 'a local adapter'}, merged into {_origin(base)}"
 
 
-def _digest(source: SourceRecord) -> str:
-    if source.revision:
-        return f"`{source.revision}`"
-    return f"sha256 `{source.sha256}`" if source.sha256 else "not recorded"
+def _digest(source: SourceRecord | AdapterBase) -> str:
+    own = "not recorded"
+    if source.revision or source.sha256:
+        own = f"`{source.revision}`" if source.revision else f"sha256 `{source.sha256}`"
+    base = getattr(source, "adapter_base", None)
+    return own if base is None else f"{own}, base {_digest(base)}"
 
 
 def _names(sources: Sequence[SourceRecord]) -> list[str]:

@@ -49,8 +49,8 @@ def weight_files(folder: Path, reference: str, allow_pickle: bool = False) -> li
         raise HfZipError(f"{reference!r} is a file; give the folder that holds its config.json")
     if (folder / "adapter_config.json").is_file():
         raise HfZipError(
-            f"{reference!r} is a PEFT adapter; merge it into its base model first "
-            "(merge_and_unload) and save the result"
+            f"{reference!r} is a PEFT adapter where a whole model should be; merge it into its "
+            "base model (merge_and_unload) and save the result"
         )
     if not (folder / "config.json").is_file():
         raise HfZipError(

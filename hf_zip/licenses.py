@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # What a card says that states no licence.
 _NONE = ("other", "unknown")
@@ -42,6 +43,20 @@ def common_license(licenses: Sequence[License | None]) -> License | None:
         if other is None or other.name.lower() != first.name.lower() or other.link != first.link:
             return None
     return License(first.name.lower()) if first.listed else first
+
+
+def stated_licenses(sources: Sequence[Any]) -> dict[str, License | None]:
+    """Returns what each source states, and what the base of each that is an adapter does.
+
+    Args:
+        sources: Sources or their records.
+    """
+    stated = {}
+    for source in sources:
+        stated[source.name] = source.license
+        if source.adapter_base is not None:
+            stated[f"the base of {source.name}"] = source.adapter_base.license
+    return stated
 
 
 def license_warnings(licenses: Mapping[str, License | None]) -> list[str]:

@@ -27,6 +27,8 @@ class Ancestor:
             weighs each of them as merging all at once does.
         merge_method: How it was merged itself, if it is a merge.
         sources: Of what.
+        base: Of an adapter, the id on the Hub of what it was merged into.
+        base_digest: The commit or digest of that.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Ancestor:
     weight: float = 1.0
     merge_method: str | None = None
     sources: tuple["Ancestor", ...] = ()
+    base: str | None = None
+    base_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,9 @@ def tree(sources: Sequence[Ancestor], indent: str = "") -> list[str]:
         parts = [source.name if source.model is None else source.model, f"weight {source.weight:g}"]
         if source.digest:
             parts.append(source.digest[:12])
+        if source.base_digest:
+            place = f" to {source.base}" if source.base else ""
+            parts.append(f"an adapter{place}, {source.base_digest[:12]}")
         if source.merge_method:
             parts.append(f"merged by {source.merge_method}")
         lines.append(f"{indent}{'└─' if last else '├─'} {', '.join(parts)}")

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_zip.assemble import load_parameters, merge_record, set_labels, task_model
+from hf_zip.checkout import checkout, split_reference
 from hf_zip.checkpoint import load_as, load_processor, weight_files
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.lineage import CONFIG_KEY
@@ -19,7 +20,7 @@ from hf_zip.modeling import (
     HfZipMultiHeadConfig,
     HfZipMultiHeadModel,
 )
-from hf_zip.sources import checkout, load_source
+from hf_zip.sources import load_source
 
 _OWN_CLASSES: Mapping[str, type[PreTrainedModel]] = {
     HfZipConfig.model_type: HfZipForImageClassification,
@@ -56,7 +57,7 @@ def is_of_own_class(reference: str | Path) -> bool:
     Raises:
         HfZipError: There is no such folder or repository in reach.
     """
-    return _model_type(checkout(str(reference))[0]) in _OWN_CLASSES
+    return _model_type(checkout(split_reference(str(reference))[1])[0]) in _OWN_CLASSES
 
 
 def _model_type(folder: Path) -> str:

@@ -7,9 +7,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_zip.candidates import Kind
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
-from hf_zip.licenses import common_license
+from hf_zip.licenses import common_license, stated_licenses
 from hf_zip.metrics import hub_metric
 from hf_zip.report import Report, SourceRecord
+from hf_zip.sources import AdapterBase
 
 
 def card_metadata(report: Report, title: str, pipeline: str | None) -> ModelCardData:
@@ -20,7 +21,9 @@ def card_metadata(report: Report, title: str, pipeline: str | None) -> ModelCard
         title: The model's name.
         pipeline: Task tag of its pipeline on the Hub, if it has one.
     """
-    base_models = list(dict.fromkeys(filter(None, map(hub_id, report.sources))))
+    models: list[SourceRecord | AdapterBase] = list(report.sources)
+    models += [s.adapter_base for s in report.sources if s.adapter_base]
+    base_models = list(dict.fromkeys(filter(None, map(hub_id, models))))
     data_sets = list(dict.fromkeys(_hub_data(report.calibration)))
     results = list(_results(report, pipeline or "other"))
     stated, name, link = _license(report)
@@ -42,7 +45,7 @@ def card_metadata(report: Report, title: str, pipeline: str | None) -> ModelCard
 
 def _license(report: Report) -> tuple[str | None, str | None, str | None]:
     """Name in the Hub's list, own name and link of the recipe's licence, or that of all sources."""
-    common = common_license([source.license for source in report.sources])
+    common = common_license([*stated_licenses(report.sources).values()])
     chosen = report.recipe.get("license")
     if chosen is not None or common is None:
         return chosen, None, None
@@ -87,8 +90,8 @@ def _data_name(task: EvaluatedTask) -> str:
     return f"{data if isinstance(data, str) else 'data'} of task {task.name}"
 
 
-def hub_id(source: SourceRecord) -> str | None:
-    """The Hub id of a source; only what was resolved to a commit there has one."""
+def hub_id(source: SourceRecord | AdapterBase) -> str | None:
+    """The Hub id of a model; only what was resolved to a commit there has one."""
     return source.reference.partition("@")[0] if source.revision is not None else None
 
 

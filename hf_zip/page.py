@@ -18,6 +18,7 @@ from hf_zip.metadata import hub_id
 from hf_zip.redact import published, published_sweep
 from hf_zip.report import REPORT_NAME, Report, SourceRecord, read
 from hf_zip.save import write_file
+from hf_zip.sources import AdapterBase
 from hf_zip.sweep_report import SWEEP_NAME, SweepReport, read_sweep
 from hf_zip.tables import table_cells
 from hf_zip.wording import answered, described, joined, licence, limits, meanings, metrics
@@ -143,7 +144,7 @@ def _pictures(shown: Sequence[Chart]) -> dict[str, Any]:
     }
 
 
-def _address(source: SourceRecord) -> str | None:
+def _address(source: SourceRecord | AdapterBase) -> str | None:
     """The page of a source on the Hub."""
     identifier = hub_id(source)
     return f"https://huggingface.co/{quote(identifier)}" if identifier else None

@@ -159,9 +159,11 @@ def merge(
     request = read_request(
         models, method, tasks, processor, calibration, evaluation, recipe_keys, validation
     )
+    chosen = method_named(request.recipe.merge_method)
     request = replace(request, allow_pickle=allow_pickle)
+    if chosen.requires.base:
+        request = request.with_shared_base()
     recipe = request.recipe
-    chosen = method_named(recipe.merge_method)
     options = build(chosen.options, recipe.parameters, "parameters")
     check_needs(chosen, request)
     if out is not None:

@@ -18,7 +18,7 @@ from hf_zip.compatibility import (
     refused,
 )
 from hf_zip.errors import HfZipError
-from hf_zip.licenses import license_warnings
+from hf_zip.licenses import license_warnings, stated_licenses
 from hf_zip.methods import method_named, methods
 from hf_zip.products import Products
 from hf_zip.similarity import (
@@ -114,8 +114,8 @@ def preflight(
             findings += compare_tokenizers(first, other, force)
         if known.adapter is None:
             findings += _averaged_labels(first, other, force)
-    stated = {source.name: source.license for source in sources}
-    findings += [Finding("warning", "license", text) for text in license_warnings(stated)]
+    warnings = license_warnings(stated_licenses(sources))
+    findings += [Finding("warning", "license", text) for text in warnings]
     pairs: tuple[PairSimilarity, ...] = ()
     changes: tuple[PairSimilarity, ...] = ()
     if not any(finding.code in ("type", "class", "shape") for finding in findings):

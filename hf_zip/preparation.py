@@ -71,6 +71,7 @@ class Prepared:
                 name=source.name,
                 model=source.reference.partition("@")[0] if source.revision else None,
                 digest=source.revision or source.sha256,
+                **_base_of_adapter(source),
                 weight=weight_of(source.model.config) if weight is None else weight,
                 merge_method=method_of_merge(source.model.config),
                 sources=sources_of_merge(source.model.config),
@@ -272,6 +273,15 @@ def _weighted(spec: ModelSpec, options: Any, source: Source) -> Any:
     if "weight" in spec.parameters or not hasattr(options, "weight"):
         return options
     return replace(options, weight=weight_of(source.model.config))
+
+
+def _base_of_adapter(source: Source) -> dict[str, Any]:
+    """What a family tree says of the model that an adapter was merged into."""
+    base = source.adapter_base
+    if base is None:
+        return {}
+    identifier = base.reference.partition("@")[0] if base.revision else None
+    return {"base": identifier, "base_digest": base.revision or base.sha256}
 
 
 def _by_accuracy(recipe: Recipe) -> bool:

@@ -24,7 +24,7 @@ from hf_zip.report import (
     versions,
 )
 from hf_zip.save import MARKER, write_file
-from hf_zip.sources import Source
+from hf_zip.sources import Source, pinned
 from hf_zip.tasks import Task
 
 
@@ -185,4 +185,9 @@ def _write(folder: Path, contents: Mapping[str, str | bytes]) -> None:
 
 
 def _pinned(reference: str, source: Source) -> str:
-    return f"{reference.partition('@')[0]}@{source.revision}" if source.revision else reference
+    """What loads the same commit again; an adapter with its base."""
+    base = source.adapter_base
+    if base is None:
+        return pinned(reference, source.revision)
+    own = pinned(source.reference, source.revision)
+    return f"{pinned(base.reference, base.revision)}+{own}"

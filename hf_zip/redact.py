@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from hf_zip.evaluate import Evaluation
-from hf_zip.report import Report
+from hf_zip.report import Report, SourceRecord
+from hf_zip.sources import pinned
 from hf_zip.sweep_report import SweepReport
 
 # How a path that says where somebody's files lie begins: /x, ~/x, ./x, ../x, C:\x, file:/x.
@@ -23,6 +24,7 @@ def published(report: Report) -> Report:
     base = report.base
     models = (*report.sources, *([base] if base else []))
     names = {s.reference: s.name for s in models if s.revision is None}
+    names |= _of_adapters(report)
     evaluation = report.evaluation
     if evaluation is not None:
         evaluation = _evaluation(evaluation, names)
@@ -33,7 +35,7 @@ def published(report: Report) -> Report:
     return replace(
         report,
         recipe=_value(report.recipe, names),
-        sources=tuple(replace(s, reference=_value(s.reference, names)) for s in report.sources),
+        sources=tuple(_source(s, names) for s in report.sources),
         base=replace(base, reference=_value(base.reference, names)) if base else None,
         findings=tuple(_sentence(finding, names) for finding in report.findings),
         calibration=_value(report.calibration, names),
@@ -47,6 +49,29 @@ def published_sweep(report: SweepReport) -> SweepReport:
     return replace(
         report, recipe=_value(report.recipe, {}), evaluation=_evaluation(report.evaluation, {})
     )
+
+
+def _of_adapters(report: Report) -> dict[str, str]:
+    """What is said instead of the bases of adapters, and of base+adapter in the recipe."""
+    names = {}
+    for source, spec in zip(report.sources, report.recipe.get("models", ()), strict=False):
+        base = source.adapter_base
+        if base is not None:
+            if base.revision is None:
+                names[base.reference] = _last_part(base.reference)
+            parts = (
+                pinned(model.reference, model.revision) if model.revision else name
+                for model, name in ((base, _last_part(base.reference)), (source, source.name))
+            )
+            names[spec["model"]] = "+".join(parts)
+    return names
+
+
+def _source(source: SourceRecord, names: Mapping[str, str]) -> SourceRecord:
+    base = source.adapter_base
+    if base is not None:
+        base = replace(base, reference=_value(base.reference, names))
+    return replace(source, reference=_value(source.reference, names), adapter_base=base)
 
 
 def _evaluation(evaluation: Evaluation, names: Mapping[str, str]) -> Evaluation:

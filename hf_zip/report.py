@@ -16,7 +16,7 @@ from hf_zip.licenses import License
 from hf_zip.lineage import Ancestor
 from hf_zip.plain import build
 from hf_zip.similarity import PairSimilarity
-from hf_zip.sources import Source
+from hf_zip.sources import AdapterBase, Source
 from hf_zip.tables import table
 from hf_zip.tasks import Task
 
@@ -47,6 +47,7 @@ class SourceRecord:
     sha256: str | None = None
     license: License | None = None
     architecture: str | None = None
+    adapter_base: AdapterBase | None = None
 
     @classmethod
     def of(cls, source: Source) -> "SourceRecord":

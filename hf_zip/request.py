@@ -1,7 +1,7 @@
 """What `hf_zip.merge` was asked for: a recipe, and what of it is already in memory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from hf_zip.inputs import Reader
 from hf_zip.pairs import PairReader
 from hf_zip.processors import image_processor, tokenizer
 from hf_zip.recipe import CalibrationSpec, EvaluationSpec, Recipe
-from hf_zip.sources import Source, from_model, load_source, load_sources
+from hf_zip.sources import Source, from_model, load_source, load_sources, shared_base
 from hf_zip.tasks import Task
 from hf_zip.texts import TextReader, longest_text
 
@@ -82,6 +82,17 @@ class Request:
         if self.base is not None:
             return from_model(self.base, None, reference)
         return load_source(reference, allow_pickle=self.allow_pickle)
+
+    def with_shared_base(self) -> "Request":
+        """Returns the request with the base that all models are adapters of, where none is named.
+
+        Raises:
+            HfZipError: A model is not in reach, or an adapter does not say what its base is.
+        """
+        if self.recipe.base_model is not None or self.models:
+            return self
+        base = shared_base([spec.model for spec in self.recipe.models])
+        return replace(self, recipe=replace(self.recipe, base_model=base))
 
     def load_calibration(self, source: Source) -> Any:
         """Returns the calibration inputs as a source takes them; nothing where there are none."""

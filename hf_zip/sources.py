@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,30 +10,35 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from httpx2 import HTTPError
-from huggingface_hub import metadata_load, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import metadata_load
 from transformers import PreTrainedModel
 
-from hf_zip.checkpoint import (
-    WEIGHTS,
-    check_finite,
-    digest,
-    load_model,
-    load_processor,
-    weight_files,
-)
-from hf_zip.errors import HfZipError, first_line
+from hf_zip.checkout import checkout, checkout_adapter_config, is_hub_id, split_reference
+from hf_zip.checkpoint import check_finite, digest, load_model, load_processor, weight_files
+from hf_zip.errors import HfZipError
 from hf_zip.licenses import License
+from hf_zip.peft_adapter import is_adapter, named_base, read_adapter
+from hf_zip.peft_merge import load_adapted
 from hf_zip.recipe import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """The model that a PEFT adapter was merged into when it was loaded.
+
+    Args:
+        reference: What the recipe or the adapter calls it: a folder or a Hub id.
+        revision: The resolved commit on the Hub; nothing for a folder.
+        sha256: Digest of its weights, as of a source; for a folder.
+        license: The licence its model card states, if any.
+    """
+
+    reference: str
+    revision: str | None = None
+    sha256: str | None = None
+    license: License | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Source:
     """One model to merge, loaded.
 
     Args:
-        reference: What the recipe calls it: a folder, a Hub id, or a made-up name in memory.
+        reference: What the recipe calls it: a folder, a Hub id, or a made-up name in memory; of
+            `base+adapter` the adapter.
         model: The model, in float32 (float64 where it came so in memory, and as asked for where
             `load_source` was) and evaluation mode.
         task: The task given in the recipe, if any.
@@ -51,6 +56,7 @@ class Source:
         revision: The resolved commit on the Hub; nothing for a folder.
         sha256: Digest of its weight file, or of the list of digests of several; for a folder.
         license: The licence its model card states, if any.
+        adapter_base: Of a PEFT adapter, what it was merged into; the fields above are its own.
     """
 
     reference: str
@@ -61,6 +67,7 @@ class Source:
     revision: str | None = None
     sha256: str | None = None
     license: License | None = None
+    adapter_base: AdapterBase | None = None
 
     @property
     def architecture(self) -> str:
@@ -96,10 +103,11 @@ def load_source(
     """Returns one model from a folder or from the Hub, with what comes along with it.
 
     The model has the class that its config names. Everything comes from one commit, and nothing of
-    the checkpoint may be left over or made up.
+    the checkpoint may be left over or made up. A PEFT adapter is merged into its base, exactly.
 
     Args:
-        reference: A local folder or a Hub id, `org/name` or `org/name@revision`.
+        reference: A local folder or a Hub id, `org/name` or `org/name@revision`, of a model or of
+            an adapter; or `base+adapter`, where the adapter's own word for its base does not hold.
         task: The task the model was trained on.
         token: Access token of the Hub; left out, the stored one.
         dtype: Precision of the parameters; "auto" is that of the checkpoint.
@@ -108,16 +116,22 @@ def load_source(
     Raises:
         HfZipError: There is no such folder or repository in reach; it holds no model, or one of a
             class that transformers does not know; a weight is missing, left over, of another shape
-            or not finite; a file of it cannot be read, or is not to be trusted (`hf_zip.trust`).
+            or not finite; a file of it cannot be read, or is not to be trusted (`hf_zip.trust`); an
+            adapter cannot be merged into its base.
     """
+    base, reference = split_reference(reference)
     folder, local = checkout(reference, token, allow_pickle)
+    if base is not None or is_adapter(folder):
+        found = _adapted(reference, (folder, local), base, token, allow_pickle)
+        model = found.model if dtype == "auto" else found.model.to(dtype)
+        return dataclasses.replace(found, model=model, task=task)
     files = weight_files(folder, reference, allow_pickle)
     model = load_model(folder, files, reference, dtype)
     return Source(
         reference=reference,
         model=model,
         task=task,
-        name=folder.resolve().name if local else reference.partition("@")[0].rpartition("/")[2],
+        name=_name(reference, folder, local),
         processor=load_processor(folder, reference, model.input_modalities),
         revision=None if local else folder.name,
         sha256=digest(files) if local else None,
@@ -125,23 +139,88 @@ def load_source(
     )
 
 
-def checkout(
-    reference: str, token: str | bool | None = None, allow_pickle: bool = False
-) -> tuple[Path, bool]:
-    """Returns a checkpoint's folder, fetched from the Hub where there is none, and if it is local.
+def _adapted(
+    reference: str,
+    found: tuple[Path, bool],
+    base: str | None,
+    token: str | bool | None,
+    allow_pickle: bool,
+) -> Source:
+    """Returns an adapter in its base, with a processor of its own or that of the base."""
+    folder, local = found
+    adapter = read_adapter(folder, reference, allow_pickle)
+    hub = base is None and not local
+    origin = base or _named_base(folder, reference, local)
+    base_folder, base_local = checkout(origin, token, allow_pickle, hub=hub)
+    files = weight_files(base_folder, origin, allow_pickle)
+    model = load_adapted(adapter, base_folder, files, origin)
+    takes = model.input_modalities
+    processor = load_processor(folder, reference, takes)
+    return Source(
+        reference=reference,
+        model=model,
+        name=_name(reference, folder, local),
+        processor=load_processor(base_folder, origin, takes) if processor is None else processor,
+        revision=None if local else folder.name,
+        sha256=digest([adapter.file]) if local else None,
+        license=card_license(folder / "README.md"),
+        adapter_base=AdapterBase(
+            reference=origin,
+            revision=None if base_local else base_folder.name,
+            sha256=digest(files) if base_local else None,
+            license=card_license(base_folder / "README.md"),
+        ),
+    )
+
+
+def _named_base(folder: Path, reference: str, local: bool) -> str:
+    """Returns the base that an adapter names, if that can be found."""
+    named = named_base(folder, reference)
+    if not is_hub_id(named) and not (local and Path(named).expanduser().is_dir()):
+        raise HfZipError(
+            f"{reference!r} is an adapter of {named!r}, which is "
+            f"{'no folder here and no Hub id' if local else 'no Hub id'}; give base+adapter, such "
+            f"as 'org/base+{reference}'"
+        )
+    return named
+
+
+def shared_base(references: Sequence[str], token: str | bool | None = None) -> str | None:
+    """Returns the model that all of some models are adapters of; nothing where they are not.
+
+    Nothing is fetched but the configurations of adapters.
 
     Args:
-        reference: See `load_source`, as for the other arguments.
-        token: The same.
-        allow_pickle: The same.
+        references: What a recipe calls the models.
+        token: Access token of the Hub; left out, the stored one.
 
     Raises:
-        HfZipError: There is no such folder or repository in reach.
+        HfZipError: A model is not in reach, or an adapter's base is not known.
     """
-    folder = Path(reference).expanduser()
-    if folder.exists():
-        return folder, True
-    return _download(reference, token, allow_pickle), False
+    found = []
+    for name in references:
+        base, reference = split_reference(name)
+        if base is None:
+            folder, local = checkout_adapter_config(reference, token)
+            if not is_adapter(folder):
+                return None
+            base = _named_base(folder, reference, local)
+        found.append(base)
+    return found[0] if len({*found}) == 1 else None
+
+
+def pinned(reference: str, revision: str | None) -> str:
+    """Returns what loads the same commit again; of a folder, the folder.
+
+    Args:
+        reference: A folder, or a Hub id with or without a revision.
+        revision: The commit that it was resolved to; nothing for a folder.
+    """
+    return f"{reference.partition('@')[0]}@{revision}" if revision else reference
+
+
+def _name(reference: str, folder: Path, local: bool) -> str:
+    return folder.resolve().name if local else reference.partition("@")[0].rpartition("/")[2]
 
 
 def from_model(
@@ -184,54 +263,6 @@ def with_unique_names(sources: Sequence[Source]) -> tuple[Source, ...]:
     return tuple(
         dataclasses.replace(source, name=name) for source, name in zip(sources, names, strict=True)
     )
-
-
-def _download(reference: str, token: str | bool | None, allow_pickle: bool) -> Path:
-    """Returns the folder of one commit in the Hub's cache, named by the commit."""
-    if not _HUB_ID.fullmatch(reference):
-        raise HfZipError(
-            f"{reference!r} is neither a folder nor a Hub id (org/name or org/name@revision); "
-            "check the path"
-        )
-    repository, _, revision = reference.partition("@")
-
-    def fetch(commit: str | None, *files: str) -> Path:
-        # Top level only: repositories keep old checkpoints and other formats in folders.
-        return Path(
-            snapshot_download(
-                repository,
-                revision=commit,
-                token=token,
-                allow_patterns=list(files),
-                ignore_patterns=["*/*"],
-            )
-        )
-
-    try:
-        folder = fetch(revision or None, *WEIGHTS[:2], "*.json", "*.txt", "*.model", "README.md")
-        if allow_pickle and not any(folder.glob("model*.safetensors")):
-            folder = fetch(folder.name, *WEIGHTS[2:])
-    except RevisionNotFoundError as error:
-        raise HfZipError(
-            f"{repository!r} has no revision {revision!r} on the Hub; give a branch, a tag or a "
-            "commit that it has"
-        ) from error
-    except GatedRepoError as error:
-        raise HfZipError(
-            f"{repository!r} is gated; accept its conditions at https://huggingface.co/"
-            f"{repository} and log in with `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise HfZipError(
-            f"{reference!r} is neither a folder nor a repository on the Hub that you may read; "
-            "check the spelling, and log in with `hf auth login` if it is private"
-        ) from error
-    except (OSError, ValueError, HTTPError) as error:
-        raise HfZipError(
-            f"{reference!r} is not a folder, and as a Hub id it is neither in reach nor in the "
-            f"cache: {first_line(error)}. Check the path or the connection"
-        ) from error
-    return folder
 
 
 def card_license(card: Path) -> License | None:

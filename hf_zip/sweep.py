@@ -56,6 +56,9 @@ def sweep(
     """
     recipe = replace(recipe, stop_at=None, budget=None, validation=())
     method, request = method_named(recipe.merge_method), Request(recipe, allow_pickle=allow_pickle)
+    if method.requires.base:
+        request = request.with_shared_base()
+        recipe = request.recipe
     check_needs(method, request)
     if not request.evaluates:
         raise HfZipError("a sweep compares accuracies, but the recipe names no evaluation data")

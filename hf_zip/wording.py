@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_zip.candidates import Kind
 from hf_zip.evaluate import Evaluation, Row
+from hf_zip.licenses import License
 from hf_zip.metadata import last_row
 from hf_zip.report import Report, SourceRecord
 from hf_zip.tables import percent
@@ -39,9 +40,15 @@ def answered(report: Report, source: SourceRecord) -> str:
 
 def licence(source: SourceRecord) -> str:
     """Returns the licence that a source states, and where its text is."""
-    if source.license is None:
+    own = _stated(source.license)
+    base = source.adapter_base
+    return own if base is None else f"{own}; its base: {_stated(base.license)}"
+
+
+def _stated(found: License | None) -> str:
+    if found is None:
         return "not stated"
-    return source.license.name + (f" ({source.license.link})" if source.license.link else "")
+    return found.name + (f" ({found.link})" if found.link else "")
 
 
 def meanings(evaluation: Evaluation | None, apart: bool = False) -> dict[Kind, str]:

@@ -25,7 +25,7 @@ from transformers import (
     ViTModel,
 )
 
-from hf_zip import sources
+from hf_zip import checkout
 from hf_zip.adapters.deit import example as deit
 from hf_zip.errors import HfZipError
 from hf_zip.licenses import License
@@ -151,7 +151,7 @@ def test_transformers_own_report_stays_off_the_terminal(folder, capfd):
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "nowhere", "a/b/c"])
 def test_a_missing_folder_makes_no_network_call(name, monkeypatch):
-    monkeypatch.setattr(sources, "snapshot_download", lambda *_, **__: pytest.fail("called"))
+    monkeypatch.setattr(checkout, "snapshot_download", lambda *_, **__: pytest.fail("called"))
     with pytest.raises(HfZipError, match=f"'{name}' is neither a folder nor a Hub id .*check"):
         load_source(name)
 
@@ -168,7 +168,7 @@ def test_a_folder_that_is_not_a_model(tmp_path):
 
 def test_an_adapter(folder):
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(HfZipError, match="is a PEFT adapter; merge it into its base model first"):
+    with pytest.raises(HfZipError, match="is a PEFT adapter of type None, which does not become"):
         load_source(str(folder))
 
 
@@ -297,7 +297,7 @@ def test_only_what_is_needed_is_fetched(hub, monkeypatch):
         asked.append((repository, options))
         return str(hub)
 
-    monkeypatch.setattr(sources, "snapshot_download", fake)
+    monkeypatch.setattr(checkout, "snapshot_download", fake)
     load_source("org/cars@v1", token="secret")
     (hub / "model.safetensors").unlink()
     with pytest.raises(HfZipError, match=r"no weights; .* pickles are fetched only with --allow-p"):
@@ -338,7 +338,7 @@ def test_what_the_hub_refuses(monkeypatch, error, message):
             raise error("broken")
         raise error("no", response=httpx2.Response(404, request=httpx2.Request("GET", "http://x")))
 
-    monkeypatch.setattr(sources, "snapshot_download", refuse)
+    monkeypatch.setattr(checkout, "snapshot_download", refuse)
     with pytest.raises(HfZipError, match=message):
         load_source("org/cars@v2")
 
