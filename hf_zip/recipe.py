@@ -1,5 +1,6 @@
 """What to merge, as a value: one frozen dataclass, one YAML, the command line's options."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any, ClassVar, Literal
 import yaml
 
 from hf_zip.errors import HfZipError, unknown
+from hf_zip.mergekit import is_mergekit, translated
 from hf_zip.plain import assign, build, kind, plain
+
+logger = logging.getLogger(__name__)
 
 Unmerge = Literal["ridge", "exact"]
 Labels = Literal["apart", "union"]
@@ -204,7 +208,7 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Recipe":
-        """Returns the recipe in a YAML file.
+        """Returns the recipe in a YAML file, which may be one of mergekit's (`hf_zip.mergekit`).
 
         Raises:
             HfZipError: The file is missing, is not YAML, or does not describe a recipe.
@@ -221,6 +225,10 @@ class Recipe:
                 f"recipe {str(path)!r} holds {kind(values)}, but should be a mapping with the "
                 "keys 'merge_method' and 'models'"
             )
+        if is_mergekit(values):
+            values, notes = translated(values)
+            for note in notes:
+                logger.info("%s: %s", path, note)
         return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What follows once task vectors were made sparse: their sum, or the mean of elected signs."""
+"""What follows once task vectors were made sparse: their sum, or what has elected signs."""
 
 from typing import Any, Literal
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from hf_zip.combining.combination import Setting, weights_of
 from hf_zip.combining.linear import weighted_sum
-from hf_zip.combining.signs import elected_mean
+from hf_zip.combining.signs import elected_mean, elected_sum
 from hf_zip.errors import HfZipError
 
-Merge = Literal["linear", "ties"]
+Merge = Literal["linear", "ties", "ties_sum"]
 # What the papers of task arithmetic and of TIES take where nothing can be measured.
-_SCALING: dict[Merge, float] = {"linear": 0.4, "ties": 1.0}
+_SCALING: dict[Merge, float] = {"linear": 0.4, "ties": 1.0, "ties_sum": 0.4}
 
 
 def merge_vectors(
@@ -29,7 +29,8 @@ def merge_vectors(
     """
     if setting.options.merge == "linear":
         return weighted_sum(vectors, weights_of(setting, vectors))
-    return elected_mean(vectors, votes_of(setting, vectors))
+    merge = elected_mean if setting.options.merge == "ties" else elected_sum
+    return merge(vectors, votes_of(setting, vectors))
 
 
 def scaling_of(options: Any) -> float:

@@ -1,7 +1,7 @@
 """One sign per number, elected by all models, and the mean of those that agree with it."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -27,9 +27,30 @@ def elected_mean(
         >>> elected_mean(vectors, torch.ones(3, 1)).tolist()
         [2.5, 0.0]
     """
-    weighted = weights * vectors
-    cast = weighted if votes is None else votes * vectors
-    agree = vectors.sign() == cast.sum(dim=0).sign()
+    agree = _agree(vectors, weights if votes is None else votes)
     total = (agree * weights).sum(dim=0)
-    summed = torch.where(agree, weighted, 0).sum(dim=0)
+    summed = torch.where(agree, weights * vectors, 0).sum(dim=0)
     return torch.where(total > 0, summed / torch.where(total > 0, total, 1), 0)
+
+
+def elected_sum(
+    vectors: Float[Tensor, " models *shape"], weights: Float[Tensor, "models ..."]
+) -> Float[Tensor, " *shape"]:
+    """Returns for each number the weighted sum over the models that have the elected sign there.
+
+    Args:
+        vectors: See `elected_mean`, as for the weights.
+        weights: The same.
+
+    Example:
+        >>> vectors = torch.tensor([[1.0, 2.0], [4.0, -3.0], [-2.0, 1.0]])
+        >>> elected_sum(vectors, torch.tensor([[1.0], [0.5], [1.0]])).tolist()
+        [3.0, 3.0]
+    """
+    return torch.where(_agree(vectors, weights), weights * vectors, 0).sum(dim=0)
+
+
+def _agree(
+    vectors: Float[Tensor, " models *shape"], votes: Float[Tensor, "models ..."]
+) -> Bool[Tensor, " models *shape"]:
+    return vectors.sign() == (votes * vectors).sum(dim=0).sign()

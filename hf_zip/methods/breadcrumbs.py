@@ -28,7 +28,8 @@ class BreadcrumbsOptions:
     Args:
         beta: Share of a parameter's numbers that are too small and reset, in [0, 1].
         gamma: Share of them that are not too large: those beyond are reset, in [beta, 1].
-        merge: "linear" adds the weighted sum; "ties" the mean of the numbers of elected signs.
+        merge: "linear" adds the weighted sum; "ties" the mean of the numbers of elected signs,
+            "ties_sum" their weighted sum.
         scaling: Factor of the merged task vector, the paper's α.
         layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"

@@ -26,7 +26,8 @@ class DareOptions:
     Args:
         drop_rate: Probability of each number to be dropped, in [0, 1], the paper's p.
         rescale: Divide what is left by 1 - p.
-        merge: "linear" adds the weighted sum; "ties" the mean of the numbers of elected signs.
+        merge: "linear" adds the weighted sum; "ties" the mean of the numbers of elected signs,
+            "ties_sum" their weighted sum.
         scaling: Factor of the merged task vector; left out, 0.4 of a sum and 1 of a mean.
         layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"

@@ -28,7 +28,8 @@ class DellaOptions:
         window_size: How far apart the probabilities of the smallest and the largest number of a row
             lie, the paper's ε.
         rescale: Divide what is left by its probability to stay.
-        merge: "linear" adds the weighted sum; "ties" the mean of the numbers of elected signs.
+        merge: "linear" adds the weighted sum; "ties" the mean of the numbers of elected signs,
+            "ties_sum" their weighted sum.
         scaling: Factor of the merged task vector; left out, 0.4 of a sum and 1 of a mean.
         layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
