@@ -57,7 +57,7 @@ def ranked_rates(
         rates: The rate of each model.
         window: How far apart the rates of a row lie.
 
-    Source: DELLA-Merging (https://arxiv.org/abs/2406.11617), section 3.1 (MagPrune).
+    Source: DELLA-Merging (https://arxiv.org/abs/2406.11617), MagPrune.
     """
     rows = vectors.flatten(2) if vectors.dim() > 2 else vectors
     if rows.dim() == 1:

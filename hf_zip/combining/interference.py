@@ -19,7 +19,7 @@ def least_interference(
         vectors: Task vectors of one linear layer; those of zeros say nothing.
         penalty: The ridge, as a share of the mean diagonal of ΣG_k, above 0.
 
-    Source: WUDI-Merging (https://arxiv.org/abs/2503.08099), section 4. Deviation: the authors take
+    Source: WUDI-Merging (https://arxiv.org/abs/2503.08099). Deviation: the authors take
     some hundred steps of Adam from the sum of task vectors, here it is solved; so the ridge stands
     for how early they stop.
     """

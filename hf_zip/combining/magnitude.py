@@ -71,7 +71,7 @@ def middle(
         low: The least magnitude to keep of each.
         high: The least magnitude that is too large.
 
-    Source: Model Breadcrumbs (https://arxiv.org/abs/2312.06795), section 3.
+    Source: Model Breadcrumbs (https://arxiv.org/abs/2312.06795).
     """
     return trim(tensors, low) - trim(tensors, high)
 

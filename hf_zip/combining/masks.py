@@ -10,7 +10,7 @@ def largest(vectors: Float[Tensor, " models *shape"]) -> Float[Tensor, " *shape"
     Args:
         vectors: Task vectors.
 
-    Source: MagMax (https://arxiv.org/abs/2407.06322), section 4.
+    Source: MagMax (https://arxiv.org/abs/2407.06322).
     """
     chosen = vectors.abs().argmax(dim=0, keepdim=True)
     return vectors.gather(0, chosen).squeeze(0)
@@ -29,7 +29,7 @@ def consensus(
         threshold: The paper's λ, 0 or above.
         agreement: To how many models it should matter, the paper's k; to all if they are fewer.
 
-    Source: TALL masks and Consensus Merging (https://arxiv.org/abs/2405.07813), sections 4 and 5.
+    Source: TALL masks and Consensus Merging (https://arxiv.org/abs/2405.07813).
     """
     others = vectors.sum(dim=0) - vectors
     matters = vectors.abs() > threshold * others.abs()

@@ -15,7 +15,7 @@ def stock_ratio(vectors: Float[Tensor, " models *shape"]) -> float:
         vectors: Task vectors of one parameter; one that is zero has no direction, and its cosines
             are 0.
 
-    Source: Model Stock (https://arxiv.org/abs/2403.19522), section 4, for K models in its appendix.
+    Source: Model Stock (https://arxiv.org/abs/2403.19522), for K models.
     Deviation: a negative mean cosine, which the paper does not meet, counts as 0.
     """
     count = len(vectors)

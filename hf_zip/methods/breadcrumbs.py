@@ -74,7 +74,7 @@ COMBINATION = Combination(added(_merge), look=_look, by_rows=always)
 def run(inputs: MergeInputs, options: BreadcrumbsOptions) -> Merged:
     """Returns the base plus the merge of task vectors without their smallest and largest numbers.
 
-    Source: Model Breadcrumbs (https://arxiv.org/abs/2312.06795), section 3. The shares are those of
+    Source: Model Breadcrumbs (https://arxiv.org/abs/2312.06795). The shares are those of
     every parameter. The election of signs is not part of the paper.
     """
     return merge_siblings(inputs, COMBINATION, options)

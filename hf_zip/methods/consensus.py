@@ -56,7 +56,7 @@ COMBINATION = Combination(added(_merge), by_rows=always)
 def run(inputs: MergeInputs, options: ConsensusOptions) -> Merged:
     """Returns the base plus the sum of task vectors where it matters to several models.
 
-    Source: Consensus Merging (https://arxiv.org/abs/2405.07813), section 5. The paper chooses λ for
+    Source: Consensus Merging (https://arxiv.org/abs/2405.07813). The paper chooses λ for
     every task on validation data; here one is for all.
     """
     return merge_siblings(inputs, COMBINATION, options)

@@ -69,7 +69,7 @@ COMBINATION = Combination(added(_merge, scaling_of), by_rows=always)
 def run(inputs: MergeInputs, options: DellaOptions) -> Merged:
     """Returns the base plus the merge of task vectors of which mostly small numbers were dropped.
 
-    Source: DELLA-Merging (https://arxiv.org/abs/2406.11617), section 3; rate and window are those
+    Source: DELLA-Merging (https://arxiv.org/abs/2406.11617); rate and window are those
     of the authors' example. Each parameter's numbers are drawn by the seed and its name.
     """
     return merge_siblings(inputs, COMBINATION, options)

@@ -44,7 +44,7 @@ COMBINATION = Combination(added(_merge), by_rows=always)
 def run(inputs: MergeInputs, options: MagmaxOptions) -> Merged:
     """Returns the base plus, of every number, the largest change among the models.
 
-    Source: MagMax (https://arxiv.org/abs/2407.06322), section 4, whose models are fine-tuned one
+    Source: MagMax (https://arxiv.org/abs/2407.06322), whose models are fine-tuned one
     after another; here all come from the base.
     """
     return merge_siblings(inputs, COMBINATION, options)

@@ -34,7 +34,7 @@ COMBINATION = Combination(_combine)
 def run(inputs: MergeInputs, options: ModelStockOptions) -> Merged:
     """Returns the base moved towards the mean of the models, as far as their task vectors agree.
 
-    Source: Model Stock (https://arxiv.org/abs/2403.19522), section 4: every parameter has a ratio
+    Source: Model Stock (https://arxiv.org/abs/2403.19522): every parameter has a ratio
     of its own. The paper's models are fine-tuned on one task; of several, task vectors are nearly
     at right angles, and the merge stays close to the base.
     """

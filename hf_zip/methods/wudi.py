@@ -56,7 +56,7 @@ COMBINATION = Combination(added(_merge), by_rows=unless_matrix)
 def run(inputs: MergeInputs, options: WudiOptions) -> Merged:
     """Returns the base plus the task vector that differs least from each on its own inputs.
 
-    Source: WUDI-Merging (https://arxiv.org/abs/2503.08099), section 4; see `least_interference` for
+    Source: WUDI-Merging (https://arxiv.org/abs/2503.08099); see `least_interference` for
     what differs. Linear layers are merged so, everything else is averaged.
     """
     return merge_siblings(inputs, COMBINATION, options)
