@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -142,7 +141,6 @@ def _unlike(
     """
     source = sources[position]
     found = base_state(source.model, base.model, heads)
-    own = dict(source.model.named_parameters())
     modules = source.model.named_modules()
     tables = {f"{name}.weight" for name, module in modules if isinstance(module, nn.Embedding)}
     names = [name for name, tensor in found.items() if tensor.dim() >= 2 and name not in tables]
@@ -166,12 +164,17 @@ def _unlike(
             f"the weights of {_names(base)} and of {source.reference!r} are only somewhat alike "
             f"(cosine {alike:.2f}); check that it was fine-tuned from there",
         )
-    elif all(torch.equal(own[name], tensor) for name, tensor in found.items()):
+    elif not any(_changes(products[name], position) for name in found):
         yield Finding(
             "warning",
             "base",
             f"{source.reference!r} has the weights of {_names(base)}, so its task vector is zero",
         )
+
+
+def _changes(found: Products, position: int) -> bool:
+    """Whether a model has another number than its base in a parameter."""
+    return found.changes is not None and bool(found.changes.counted[position, position])
 
 
 def _prefixes(model: PreTrainedModel) -> dict[str, str]:

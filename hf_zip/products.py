@@ -77,7 +77,11 @@ def products(
         base: Those of the base model, where it has them.
         names: Which parameters.
     """
-    return {name: _products([own[name] for own in models], base.get(name)) for name in names}
+    found = {name: _empty(len(models), name in base) for name in names}
+    # Filled once all are there: small tensors made in between would scatter the memory.
+    for name, empty in found.items():
+        _fill(empty, [own[name] for own in models], base.get(name))
+    return found
 
 
 def total(found: Iterable[Pairs]) -> Pairs:
@@ -88,35 +92,47 @@ def total(found: Iterable[Pairs]) -> Pairs:
     return first
 
 
-def _products(tensors: Sequence[Tensor], base: Tensor | None) -> Products:
+def _empty(models: int, has_base: bool) -> Products:
+    def pairs(count: int) -> Pairs:
+        whole = torch.zeros(2, count, count, dtype=torch.int64)
+        return Pairs(torch.zeros(count, count, dtype=torch.float64), whole[0], whole[1])
+
+    return Products(pairs(models + has_base), pairs(models) if has_base else None)
+
+
+def _fill(found: Products, tensors: Sequence[Tensor], base: Tensor | None) -> None:
     flat = [x.detach().flatten() for x in (*tensors, *(() if base is None else (base,)))]
-    count, length = len(flat), len(flat[0])
+    length, count = len(flat[0]), len(flat)
     dtype = torch.promote_types(flat[0].dtype, torch.float32)
-    dots = torch.zeros(count, count, dtype=torch.float64)
-    changed = torch.zeros(count, count, dtype=torch.float64)
     # All places have a bit each, in whole eights of bytes.
     width = -(-length // _AT_ONCE) * (_AT_ONCE // 8)
-    signs, changes = _Signs(count, width), _Signs(count - 1, 0 if base is None else width)
+    signs = _Signs(count, width)
+    changes = _Signs(len(tensors), 0 if base is None else width)
+    rows = torch.empty(count, _AT_ONCE, dtype=dtype)
+    exact = torch.empty(count, _AT_ONCE, dtype=torch.float64)
+    dots = torch.zeros(count, count, dtype=torch.float64)
     for start in range(0, length, _AT_ONCE):
-        rows = torch.stack([x[start : start + _AT_ONCE].to("cpu", dtype) for x in flat])
-        signs.note(rows, start)
-        if base is None:
-            exact = rows.double()
-            dots += exact @ exact.T
-        else:
-            moved = rows[:-1] - rows[-1]
-            changes.note(moved, start)
-            exact = torch.cat([moved, rows[-1:]]).double()
-            changed += exact @ exact.T
+        size = min(_AT_ONCE, length - start)
+        part, wide = rows[:, :size], exact[:, :size]
+        for row, own in zip(part, flat, strict=True):
+            row.copy_(own[start : start + size])
+        signs.note(part, start)
+        if base is not None:
+            part[:-1] -= part[-1]
+            changes.note(part[:-1], start)
+        wide.copy_(part)
+        dots += wide @ wide.T
         release_pages()
-    if base is None:
-        return Products(signs.pairs(dots))
-    # Of the sums of base and changes; the other way round, small changes would be lost.
-    with_base = torch.cat([changed[:-1, -1], torch.zeros(1, dtype=torch.float64)])
-    inner = torch.zeros_like(changed)
-    inner[:-1, :-1] = changed[:-1, :-1]
-    dots = changed[-1, -1] + with_base[:, None] + with_base[None, :] + inner
-    return Products(signs.pairs(dots), changes.pairs(changed[:-1, :-1]))
+    if base is not None and found.changes is not None:
+        found.changes.dots.copy_(dots[:-1, :-1])
+        changes.count_into(found.changes)
+        # Of the sums of base and changes; the other way round, small changes would be lost.
+        with_base, square = dots[:, -1].clone(), dots[-1, -1].clone()
+        with_base[-1] = 0
+        dots[-1], dots[:, -1] = 0, 0
+        dots += square + with_base[:, None] + with_base[None, :]
+    found.weights.dots.copy_(dots)
+    signs.count_into(found.weights)
 
 
 class _Signs:
@@ -133,15 +149,15 @@ class _Signs:
         self._negative[:, place] = np.packbits(values < 0, axis=1)
         self._present[:, place] = np.packbits(values != 0, axis=1)
 
-    def pairs(self, dots: Float64[Tensor, "n n"]) -> Pairs:
-        """Returns what is known of every two vectors, their inner products given."""
+    def count_into(self, pairs: Pairs) -> None:
+        """Sets at how many places every two vectors have opposite signs, and no zeros."""
         negative, present = self._negative.view(np.uint64), self._present.view(np.uint64)
-        count = len(negative)
-        opposite, counted = torch.zeros(2, count, count, dtype=torch.int64)
-        for i in range(count):
+        both, apart = np.empty_like(present[0]), np.empty_like(present[0])
+        for i in range(len(negative)):
             for j in range(i + 1):
-                both = present[i] & present[j]
-                counted[i, j] = counted[j, i] = int(np.bitwise_count(both).sum(dtype=np.int64))
-                apart = (negative[i] ^ negative[j]) & both
-                opposite[i, j] = opposite[j, i] = int(np.bitwise_count(apart).sum(dtype=np.int64))
-        return Pairs(dots, opposite, counted)
+                np.bitwise_and(present[i], present[j], out=both)
+                np.bitwise_xor(negative[i], negative[j], out=apart)
+                np.bitwise_and(apart, both, out=apart)
+                counted, opposite = (int(np.bitwise_count(x).sum()) for x in (both, apart))
+                pairs.counted[i, j] = pairs.counted[j, i] = counted
+                pairs.opposite[i, j] = pairs.opposite[j, i] = opposite

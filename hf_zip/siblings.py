@@ -16,7 +16,7 @@ from hf_zip.mapped import release_pages
 from hf_zip.method import Merged, MergeInputs
 
 # Numbers of all models together that are merged at once: what a processor's cache holds.
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 18
 
 SiblingRefit = Literal["none", "head", "repair"]
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 _DIGIT = 16  # bits that one pass decides
-_CHUNK = 1 << 22  # numbers that are counted at once
+_CHUNK = 1 << 19  # numbers of a model that are counted at once
 
 
 def thresholds(
@@ -57,8 +58,12 @@ def trim(
         tensors: One tensor of each model.
         magnitudes: The least magnitude to keep of each.
     """
-    least = tensors.new_tensor(magnitudes).reshape(-1, *[1] * (tensors.dim() - 1))
-    return torch.where(tensors.abs() >= least, tensors, 0)
+    limits = tensors.new_tensor(magnitudes)
+    # What is shrunk is up to the limit, so the limit is the next smaller number. Comparisons would
+    # give masks, which are many times slower to work with.
+    below = torch.where(limits.isinf(), limits, limits.nextafter(torch.zeros_like(limits)))
+    pairs = zip(tensors, below.tolist(), strict=True)
+    return torch.stack([hardshrink(own, limit) for own, limit in pairs])
 
 
 def middle(
@@ -81,25 +86,34 @@ def _count(
     level: int,
     found: Sequence[int],
 ) -> tuple[Int64[Tensor, "models values"], int]:
-    """What `_digits` says of every model in one pass, and how many bits a number has."""
+    """How often each value of 16 bits follows those found, in one pass; and a number's bits."""
     counts, bits = torch.zeros(len(found), 1 << _DIGIT, dtype=torch.int64), 0
+    held: list[Tensor] = []  # few numbers at a time would be counted slowly
+
+    def count() -> None:
+        joined = torch.cat(held, dim=1)
+        for model, own in enumerate(joined):
+            counts[model] += _digits(own, bits - _DIGIT * (level + 1), found[model])
+        held.clear()
+
     for part in passes():
         bits = 8 * part.element_size()
-        for model, own in enumerate(part):
-            counts[model] += _digits(own, bits - _DIGIT * (level + 1), found[model])
+        for chunk in part.reshape(len(part), -1).split(_CHUNK, dim=1):
+            held.append(chunk)
+            if sum(own.shape[1] for own in held) >= _CHUNK:
+                count()
+    if held:
+        count()
     return counts, bits
 
 
-def _digits(tensor: Tensor, shift: int, prefix: int) -> Int64[Tensor, " values"]:
+def _digits(numbers: Float[Tensor, " n"], shift: int, prefix: int) -> Int64[Tensor, " values"]:
     """How often each value of 16 bits occurs in the magnitudes whose higher bits are known."""
-    counts = torch.zeros(1 << _DIGIT, dtype=torch.int64)
-    kind = torch.int32 if tensor.element_size() == 4 else torch.int64
-    for chunk in tensor.flatten().split(_CHUNK):
-        own = chunk.abs().view(kind) >> shift
-        if shift + _DIGIT < 8 * tensor.element_size():
-            own = own[(own >> _DIGIT) == prefix] & ((1 << _DIGIT) - 1)
-        counts += torch.bincount(own, minlength=1 << _DIGIT).cpu()
-    return counts
+    kind = torch.int32 if numbers.element_size() == 4 else torch.int64
+    # Those whose higher bits differ are counted at either end, which takes less than leaving out.
+    own = (numbers.abs().view(kind) >> shift).sub_((prefix << _DIGIT) - 1)
+    own = own.clamp_(0, (1 << _DIGIT) + 1)
+    return torch.bincount(own, minlength=(1 << _DIGIT) + 2)[1:-1].cpu()
 
 
 def _descend(counts: Int64[Tensor, " values"], rank: int) -> tuple[int, int]:

@@ -1,7 +1,6 @@
 """One sign per number, elected by all models, and the mean of those that agree with it."""
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -29,8 +28,8 @@ def elected_mean(
     """
     agree = _agree(vectors, weights if votes is None else votes)
     total = (agree * weights).sum(dim=0)
-    summed = torch.where(agree, weights * vectors, 0).sum(dim=0)
-    return torch.where(total > 0, summed / torch.where(total > 0, total, 1), 0)
+    summed = agree.mul_(weights * vectors).sum(dim=0)
+    return summed / (total + (1 - total.sign()))
 
 
 def elected_sum(
@@ -47,10 +46,11 @@ def elected_sum(
         >>> elected_sum(vectors, torch.tensor([[1.0], [0.5], [1.0]])).tolist()
         [3.0, 3.0]
     """
-    return torch.where(_agree(vectors, weights), weights * vectors, 0).sum(dim=0)
+    return _agree(vectors, weights).mul_(weights * vectors).sum(dim=0)
 
 
 def _agree(
     vectors: Float[Tensor, " models *shape"], votes: Float[Tensor, "models ..."]
-) -> Bool[Tensor, " models *shape"]:
-    return vectors.sign() == (votes * vectors).sum(dim=0).sign()
+) -> Float[Tensor, " models *shape"]:
+    """One where a number has the elected sign, else zero: masks are many times slower."""
+    return (vectors.sign() * (votes * vectors).sum(dim=0).sign()).clamp_(min=0)

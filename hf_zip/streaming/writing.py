@@ -39,7 +39,7 @@ class TensorWriter:
 
     places: Mapping[str, tuple[BinaryIO, int, Tensor]]
     missing: dict[str, int] = field(init=False)
-    ends: list[tuple[str, int, Tensor]] = field(init=False, default_factory=list)
+    ends: list[tuple[str, int, bytes]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         """Notes that all is still to be written."""
@@ -58,19 +58,26 @@ class TensorWriter:
         """
         file, first, like = self.places[name]
         flat = tensor.detach().to("cpu", like.dtype).flatten()
-        if flat.is_floating_point() and not flat.isfinite().all():
+        # The sum is many times faster to check, and finite only if all are.
+        if not flat.sum(dtype=torch.float64).isfinite() and not flat.isfinite().all():
             raise HfZipError(
                 f"the merge of {name} is NaN or infinite in {like.dtype}; merge in a wider dtype, "
                 "or with smaller factors"
             )
         self.missing[name] -= flat.numel()
+        # Bytes, not tensors: these would lie scattered between the tensors that come and go.
         for place in {0, max(0, flat.numel() - _ENDS)}:
-            self.ends.append((name, start + place, flat[place : place + _ENDS].clone()))
+            self.ends.append((name, start + place, end_of(flat[place:])))
         data = flat.view(torch.uint8).numpy().data
         position = first + start * like.element_size()
         while len(data):
             done = os.pwrite(file.fileno(), data, position)
             data, position = data[done:], position + done
+
+
+def end_of(numbers: Tensor) -> bytes:
+    """Returns the first few numbers of a tensor as bytes."""
+    return numbers[:_ENDS].view(torch.uint8).numpy().tobytes()
 
 
 @contextmanager
