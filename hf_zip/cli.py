@@ -18,6 +18,7 @@ from hf_zip.options import (
     Evaluation,
     Folder,
     Labels,
+    Lane,
     Out,
     Private,
     RepoId,
@@ -87,9 +88,7 @@ def merge(
     revision: Branch = None,
     token: Token = None,
     allow_pickle: AllowPickle = False,
-    lane: Annotated[
-        str, typer.Option(help="stream from files, memory, or auto: stream what can be.")
-    ] = "auto",
+    lane: Lane = "auto",
 ) -> None:
     """Merge models and write one, with its report and card."""
     options = {

@@ -19,6 +19,7 @@ AllowPickle = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Read weights in pickles, which can run code."),
 ]
+Lane = Annotated[str, typer.Option(help="stream from files, memory, or auto: stream what can be.")]
 Private = Annotated[bool, typer.Option("--private", help="Create it so that only you may see it.")]
 CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")]
 Branch = Annotated[

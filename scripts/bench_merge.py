@@ -116,7 +116,7 @@ def main() -> None:
 def make_models(folder: Path, family: str, count: int, layers: int) -> tuple[Path, list[Path]]:
     """Returns folders of a base and of fine-tunes near it; those that are missing are written."""
     places = [folder / "base", *(folder / f"model_{i}" for i in range(count))]
-    missing = [i for i, place in enumerate(places) if not (place / "config.json").is_file()]
+    missing = [i for i, place in enumerate(places) if not (place / "model.safetensors").is_file()]
     if missing:
         order = [str(layers), family, *(f"{i}:{places[i]}" for i in missing)]
         subprocess.run([sys.executable, __file__, "--write", *order], check=True)

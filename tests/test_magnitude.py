@@ -56,3 +56,17 @@ def test_many_numbers_are_counted_in_chunks(monkeypatch):
     whole = thresholds(lambda: tensors, [0.3, 0.7])
     monkeypatch.setattr("hf_zip.combining.magnitude._CHUNK", 4)
     assert thresholds(lambda: tensors, [0.3, 0.7]) == whole
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_trimming_keeps_the_limit_and_drops_the_next_smaller(dtype):
+    limit = torch.tensor(0.1, dtype=dtype)
+    below = limit.nextafter(torch.zeros_like(limit))
+    row = torch.stack([limit, below, -limit, -below, 2 * limit, 0 * limit])
+    kept = trim(torch.stack([row] * 3), [float(limit), 0.0, float("inf")])
+    assert (
+        kept[0].tolist()
+        == torch.stack([limit, 0 * limit, -limit, 0 * limit, 2 * limit, 0 * limit]).tolist()
+    )
+    assert torch.equal(kept[1], row)
+    assert not kept[2].any()

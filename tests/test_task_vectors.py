@@ -4,7 +4,8 @@ import pytest
 import torch
 from peft.utils import merge_utils
 
-from hf_zip.combining.drop import ranked_rates
+from hf_zip.combining import drop as module
+from hf_zip.combining.drop import drop, ranked_rates
 from hf_zip.combining.selection import energies
 from hf_zip.combining.signs import elected_mean
 from hf_zip.errors import HfZipError
@@ -462,3 +463,31 @@ def test_sce_has_ranges():
     base, states = tensors(1)
     with pytest.raises(HfZipError, match=r"select_topk is 1.5; it should be in \[0, 1\]"):
         combined("sce", base, states, select_topk=1.5)
+
+
+# Rows that come one after another.
+
+
+def test_numbers_are_dropped_alike_in_rows_and_in_whole(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 8)
+    vectors = torch.ones(2, 7, 5)
+    rates = torch.full((2, 1, 1), 0.5)
+    whole = drop(vectors, rates, 3, "x")
+    for step in (1, 2, 3):
+        parts = [
+            drop(vectors[:, i : i + step], rates, 3, "x", start=5 * i) for i in range(0, 7, step)
+        ]
+        assert torch.equal(torch.cat(parts, dim=1), whole)
+    assert not torch.equal(whole[0], whole[1])
+    assert not torch.equal(whole, drop(vectors, rates, 4, "x"))
+    assert not torch.equal(whole, drop(vectors, rates, 3, "y"))
+
+
+def test_numbers_are_drawn_evenly():
+    drawn = module._uniform(0, 1 << 18, 0, "x", 0)
+    assert (drawn >= 0).all()
+    assert (drawn < 1).all()
+    counts = torch.histc(drawn, bins=16, min=0, max=1) / len(drawn)
+    assert (counts - 1 / 16).abs().max() < 3e-3
+    assert torch.corrcoef(torch.stack([drawn[::2], drawn[1::2]]))[0, 1].abs() < 0.01
+    assert len(module._uniform(5, 0, 0, "x", 0)) == 0
