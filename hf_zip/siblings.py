@@ -1,6 +1,7 @@
 """Fine-tunes of one base model merged parameter by parameter, in memory."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -89,9 +90,12 @@ def merged_pieces(
         for name in chosen:
             yield from pieces(name, combination.by_rows(options, name in matrices))
 
+    def survey() -> Iterator[Parameter]:
+        return _ahead(parameters())
+
     setting = Setting(options, inputs.model_options, inputs.seed)
     if combination.survey is not None:
-        setting = replace(setting, found=combination.survey(parameters, setting))
+        setting = replace(setting, found=combination.survey(survey, setting))
     weights = inputs.weights if combination.weighted else None
     merged = {*chosen}
     for name in trunks[0]:
@@ -100,12 +104,21 @@ def merged_pieces(
         found = None
         if name in merged and combination.look is not None:
             found = combination.look(parts, setting)
-        for part in parts():
+        for part in _ahead(parts()):
             if name in merged:
                 combined = combination.combine(replace(part, found=found), setting)
             else:
                 combined = mean([{name: tensor} for tensor in part.tensors], weights)[name]
             yield name, part.start, combined
+
+
+def _ahead(parameters: Iterator[Parameter]) -> Iterator[Parameter]:
+    """Yields the same, while the next is being read."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, parameters, None)
+        while (parameter := coming.result()) is not None:
+            coming = reader.submit(next, parameters, None)
+            yield parameter
 
 
 def _rows(tensor: Tensor, count: int, by_rows: bool) -> Iterator[tuple[Any, int]]:

@@ -172,6 +172,7 @@ def _check_written(cls: type, folder: Path, writer: TensorWriter, dtype: torch.d
     for name, start, numbers in writer.ends:
         if end_of(found[name].view(-1)[start:]) != numbers:
             wrong.append(name)
+        release_pages()  # a page is read with those around it
     if wrong:
         raise HfZipError(
             f"the saved parameters {', '.join(wrong[:3])} differ from what was merged; nothing was "
