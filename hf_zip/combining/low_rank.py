@@ -1,0 +1,78 @@
+"""Sums of products of two thin matrices, as LoRAs are: stacked without loss, or cut to a rank."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix as the product of two thin ones.
+
+    Args:
+        left: The one that gives outputs, of a LoRA `B` times its scaling.
+        right: The one that reads inputs, of a LoRA `A`.
+    """
+
+    left: Float[Tensor, "outputs rank"]
+    right: Float[Tensor, "rank inputs"]
+
+    @property
+    def rank(self) -> int:
+        """How many columns and rows are multiplied; the matrix may have less rank."""
+        return self.left.shape[1]
+
+    def dense(self) -> Float[Tensor, "outputs inputs"]:
+        """Returns the matrix itself."""
+        return self.left @ self.right
+
+
+def stacked(parts: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
+    """Returns the weighted sum of products, exactly; their ranks add up.
+
+    Args:
+        parts: The products, all of one shape.
+        weights: The factor of each.
+
+    Example:
+        >>> one = LowRank(torch.ones(2, 1), torch.ones(1, 3))
+        >>> stacked([one, one], [1.0, 0.5]).dense().tolist()
+        [[1.5, 1.5, 1.5], [1.5, 1.5, 1.5]]
+    """
+    left = [weight * part.left for part, weight in zip(parts, weights, strict=True)]
+    return LowRank(torch.cat(left, dim=1), torch.cat([part.right for part in parts]))
+
+
+def compressed(product: LowRank, rank: int) -> tuple[LowRank, float]:
+    """Returns the nearest product of a rank, and how far it is, relative to the whole in norm.
+
+    Both thin matrices are orthonormal columns times a small square one, and only the product of the
+    small ones is decomposed, in float64: its singular values are those of the whole, which is never
+    formed. Nor are the orthonormal columns: with L and R the thin matrices, S their small ones and
+    U s V their decomposed product, the columns times U s are L S_R' V, and the same for the other
+    side. The singular values are shared out evenly to both sides.
+
+    Args:
+        product: The product; its precision is kept.
+        rank: The rank at most, 1 or more; of zeros there are as few as 1.
+
+    Source: Eckart & Young (1936, https://doi.org/10.1007/BF02288367) for what is nearest.
+    """
+    left, right = product.left.double(), product.right.double()
+    upper = torch.linalg.qr(left, mode="r").R
+    lower = torch.linalg.qr(right.T, mode="r").R
+    outputs, values, inputs = torch.linalg.svd(upper @ lower.T, full_matrices=False)
+    total = float(values.norm())
+    roots = values[:rank].sqrt()
+    # Where a product has less rank, its singular values are rounding errors of the others.
+    shares = torch.where(values[:rank] > 1e-14 * values[0], 1 / roots, 0)
+    nearest = LowRank(
+        (left @ (lower.T @ inputs[:rank].T * shares)).to(product.left),
+        ((outputs[:, :rank] * shares).T @ upper @ right).to(product.right),
+    )
+    lost = float(values[rank:].norm())
+    return nearest, lost / total if total > 0 and math.isfinite(total) else 0.0
