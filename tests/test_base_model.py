@@ -207,9 +207,13 @@ def test_the_base_is_recorded_with_its_digest(tmp_path):
 # What is refused.
 
 
-def test_a_missing_base_is_refused_before_any_work():
-    with pytest.raises(HfZipError, match=r"'task_arithmetic' needs the model .* give base_model"):
-        merge(["nowhere"], None)
+def test_a_missing_base_is_refused_before_any_weights_are_read(tmp_path):
+    _, models = family()
+    (tmp_path / "model").mkdir()
+    models[0].config.save_pretrained(tmp_path / "model")
+    for given in (models, [tmp_path / "model"]):
+        with pytest.raises(HfZipError, match=r"'task_arithmetic' needs the model .* give base_mod"):
+            merge(given, None)
 
 
 def test_methods_that_do_without_a_base_are_given_none():
