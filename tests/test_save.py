@@ -126,7 +126,7 @@ def test_a_kill_between_the_two_renames_is_healed_by_the_next_run(tmp_path):
     save_checked(vit(), tmp_path / "out", None, TEXTS)
     before = contents(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / ".out.old")
-    with save._staged(tmp_path / "out"):
+    with save.staged(tmp_path / "out"):
         assert contents(tmp_path / "out") == before
 
 

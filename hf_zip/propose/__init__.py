@@ -19,7 +19,14 @@ from hf_zip.propose.survey import Survey
 from hf_zip.tiny import tiny_values
 
 _ROLES = ("query", "key", "value", "output", "mlp_in", "mlp_out")
-_BOOKKEEPING = ("architectures", "dtype", "transformers_version", "id2label", "label2id")
+_BOOKKEEPING = (
+    "_name_or_path",  # where somebody keeps the model
+    "architectures",
+    "dtype",
+    "transformers_version",
+    "id2label",
+    "label2id",
+)
 
 
 @dataclass(frozen=True)
