@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from hf_zip.charts import charts
 from hf_zip.drawing import picture_name
 from hf_zip.kinds import Kind, has_labels
-from hf_zip.licenses import common_license, stated_licenses
+from hf_zip.licenses import stated_licenses
 from hf_zip.lineage import tree
 from hf_zip.metadata import card_metadata, hub_id, last_row
 from hf_zip.redact import published
@@ -73,7 +73,7 @@ def render_card(
             example=_EXAMPLES.get(pipeline or "text-classification"),
             auto_class=f"AutoModel{part}" if part or bare else report.architecture,
             tasks=[escape(f"the task {task.name}") for task in report.tasks],
-            license=common_license([*stated_licenses(report.sources).values()]),
+            license=report.common_license,
             stated=[(escape(n), found) for n, found in stated_licenses(report.sources).items()],
             table=markdown_table(report.evaluation) if report.evaluation else None,
             kinds=meanings(report.evaluation, several),

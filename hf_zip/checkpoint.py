@@ -21,6 +21,8 @@ from transformers import (
 
 from hf_zip.errors import HfZipError, first_few, first_line
 from hf_zip.modeling import HfZipClipForImageClassification, HfZipConfig, HfZipMultiHeadConfig
+from hf_zip.peft_adapter import is_adapter
+from hf_zip.plain import read_json
 from hf_zip.trust import check_inside, check_pickles
 
 # In the order in which transformers looks for them.
@@ -47,7 +49,7 @@ def weight_files(folder: Path, reference: str, allow_pickle: bool = False) -> li
     """
     if not folder.is_dir():
         raise HfZipError(f"{reference!r} is a file; give the folder that holds its config.json")
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         raise HfZipError(
             f"{reference!r} is a PEFT adapter where a whole model should be; merge it into its "
             "base model (merge_and_unload) and save the result"
@@ -144,10 +146,7 @@ def model_class(path: Path, reference: str) -> Any:
     Raises:
         HfZipError: It names none, or one that cannot be merged.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HfZipError(f"{reference!r}: config.json is not valid JSON: {error}") from error
+    config = read_json(path, reference)
     names = config.get("architectures") if isinstance(config, Mapping) else None
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise HfZipError(

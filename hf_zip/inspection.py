@@ -6,7 +6,6 @@ from itertools import groupby
 from torch import nn
 
 from hf_zip.arrangement import arrange_heads, trunks_of
-from hf_zip.assemble import merge_record
 from hf_zip.cost import parameters
 from hf_zip.errors import first_few
 from hf_zip.groups import MergeGroup
@@ -80,7 +79,7 @@ def _multi_head_lines(folder: str, model: HfZipMultiHeadModel) -> list[str]:
     config = model.config
     lines = [
         f"{folder}: {type(model).__name__}, {_size(model)}",
-        f"    a merge by {merge_record(config).get('merge_method')} with several heads",
+        f"    a merge by {method_of_merge(config)} with several heads",
         f"    trunk: {config.trunk_config.num_hidden_layers} blocks, width "
         f"{config.trunk_config.hidden_size}, {_size(model.trunk)}",
     ]
@@ -99,7 +98,7 @@ def _partial_lines(folder: str, model: HfZipForImageClassification) -> list[str]
     shared, own = (c.num_hidden_layers for c in (config.trunk_config, config.tail_config))
     lines = [
         f"{folder}: {type(model).__name__}, {_size(model)}",
-        f"    a partial zip by {merge_record(config).get('merge_method')}",
+        f"    a partial zip by {method_of_merge(config)}",
         f"    trunk: {shared} of {shared + own} blocks, width {config.trunk_config.hidden_size}, "
         f"{_size(model.trunk)}",
     ]

@@ -7,7 +7,6 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_zip.candidates import Kind
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
-from hf_zip.licenses import common_license, stated_licenses
 from hf_zip.metrics import hub_metric
 from hf_zip.report import Report, SourceRecord
 from hf_zip.sources import AdapterBase
@@ -45,7 +44,7 @@ def card_metadata(report: Report, title: str, pipeline: str | None) -> ModelCard
 
 def _license(report: Report) -> tuple[str | None, str | None, str | None]:
     """Name in the Hub's list, own name and link of the recipe's licence, or that of all sources."""
-    common = common_license([*stated_licenses(report.sources).values()])
+    common = report.common_license
     chosen = report.recipe.get("license")
     if chosen is not None or common is None:
         return chosen, None, None

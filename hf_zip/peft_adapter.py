@@ -1,6 +1,5 @@
 """A folder that PEFT wrote → what kind of adapter it is and of which model, checked."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, load
 
 from hf_zip.errors import HfZipError, first_line
+from hf_zip.plain import read_json
 from hf_zip.trust import check_inside, check_pickles
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -144,10 +144,7 @@ def named_base(folder: Path, reference: str) -> str:
 
 
 def _settings(path: Path, reference: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HfZipError(f"{reference!r}: {path.name} is not valid JSON: {error}") from error
+    settings = read_json(path, reference)
     if not isinstance(settings, dict):
         raise HfZipError(
             f"{reference!r}: {path.name} holds a {type(settings).__name__}, but should be a "

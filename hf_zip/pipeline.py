@@ -18,10 +18,10 @@ from hf_zip.execution import assemble_merge, run_method
 from hf_zip.hub import Destination, upload
 from hf_zip.merged import for_task, load_merge
 from hf_zip.methods import method_named
-from hf_zip.plain import build, plain
+from hf_zip.plain import build
 from hf_zip.preparation import check_needs, prepare, resolve_unmerge
 from hf_zip.recipe import Recipe
-from hf_zip.record import files, make_report, refresh, resolved_recipe
+from hf_zip.record import config_record, files, make_report, refresh, resolved_recipe
 from hf_zip.report import Report, read
 from hf_zip.request import Request, read_request
 from hf_zip.save import MARKER, check_replaceable, save_checked
@@ -181,8 +181,7 @@ def merge(
     prepared = prepare(request, chosen, force, accelerator, progress)
     merged = run_method(chosen, prepared, options)
     unmerge = resolve_unmerge(chosen, request)
-    record = {"merge_method": chosen.name, "parameters": plain(options)}
-    record["sources"] = plain(prepared.family)
+    record = config_record(chosen, options, prepared)
     assembled = assemble_merge(recipe, merged, prepared, record, unmerge)
     model = assembled.model
     resolved = resolved_recipe(recipe, prepared, options, assembled.depth, unmerge)

@@ -1,8 +1,10 @@
 """Dataclasses from what YAML and JSON hold, with every key and type checked, and back."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -42,6 +44,22 @@ def build(cls: type, values: Any, where: str) -> Any:
         for key, value in values.items()
     }
     return cls(**built)
+
+
+def read_json(path: Path, reference: str) -> Any:
+    """Returns what a JSON file of a checkpoint holds.
+
+    Args:
+        path: The file.
+        reference: What the recipe calls the checkpoint, for messages.
+
+    Raises:
+        HfZipError: It is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HfZipError(f"{reference!r}: {path.name} is not valid JSON: {error}") from error
 
 
 def plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from hf_zip.depth import Assembled
 from hf_zip.drawing import PICTURES, pictures
 from hf_zip.method import Merged, MergeMethod
 from hf_zip.page import PAGE_NAME, render_page
+from hf_zip.plain import plain
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Recipe, Unmerge
 from hf_zip.redact import published
@@ -64,6 +65,21 @@ def _only_task(tasks: Sequence[Task]) -> dict[int, str | None]:
         for position in task.members:
             names[position] = None if position in names else task.name
     return names
+
+
+def config_record(method: MergeMethod, options: Any, prepared: Prepared) -> dict[str, Any]:
+    """Returns what the config of a merge keeps of how it was made, as plain values.
+
+    Args:
+        method: The merge method.
+        options: Its options.
+        prepared: The sources.
+    """
+    return {
+        "merge_method": method.name,
+        "parameters": plain(options),
+        "sources": plain(prepared.family),
+    }
 
 
 def make_report(

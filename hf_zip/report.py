@@ -12,7 +12,7 @@ from typing import Any, Literal
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation
 from hf_zip.kinds import Kind
-from hf_zip.licenses import License
+from hf_zip.licenses import License, common_license, stated_licenses
 from hf_zip.lineage import Ancestor
 from hf_zip.plain import build
 from hf_zip.similarity import PairSimilarity
@@ -193,6 +193,11 @@ class Report:
     evaluation: Evaluation | None = None
     base: SourceRecord | None = None
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def common_license(self) -> License | None:
+        """The licence that all sources state, if it is one and the same; bases of adapters too."""
+        return common_license([*stated_licenses(self.sources).values()])
 
     def __post_init__(self) -> None:
         """Checks the version."""

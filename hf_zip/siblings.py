@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -20,6 +20,22 @@ from hf_zip.method import Merged, MergeInputs
 _AT_ONCE = 1 << 18
 
 SiblingRefit = Literal["none", "head", "repair"]
+
+
+@dataclass(frozen=True)
+class ScaledOptions:
+    """How much of the merged task vector is added.
+
+    Args:
+        scaling: Factor of the merged task vector, the papers' α or λ.
+        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
+        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
+            restores mean and deviation of what every layer gives.
+    """
+
+    scaling: float = 1.0
+    layer_scale: float = 1.0
+    refit: SiblingRefit = "none"
 
 
 @torch.no_grad()

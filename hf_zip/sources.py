@@ -131,7 +131,7 @@ def load_source(
         reference=reference,
         model=model,
         task=task,
-        name=_name(reference, folder, local),
+        name=short_name(reference, folder, local),
         processor=load_processor(folder, reference, model.input_modalities),
         revision=None if local else folder.name,
         sha256=digest(files) if local else None,
@@ -159,7 +159,7 @@ def _adapted(
     return Source(
         reference=reference,
         model=model,
-        name=_name(reference, folder, local),
+        name=short_name(reference, folder, local),
         processor=load_processor(base_folder, origin, takes) if processor is None else processor,
         revision=None if local else folder.name,
         sha256=digest([adapter.file]) if local else None,
@@ -219,7 +219,14 @@ def pinned(reference: str, revision: str | None) -> str:
     return f"{reference.partition('@')[0]}@{revision}" if revision else reference
 
 
-def _name(reference: str, folder: Path, local: bool) -> str:
+def short_name(reference: str, folder: Path, local: bool) -> str:
+    """Returns what a source is called: its folder or its repository.
+
+    Args:
+        reference: What the recipe calls it.
+        folder: Where it lies.
+        local: Whether it is a folder, not from the Hub.
+    """
     return folder.resolve().name if local else reference.partition("@")[0].rpartition("/")[2]
 
 

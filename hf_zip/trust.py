@@ -1,11 +1,11 @@
 """What in a checkpoint could run code or read files of its reader: refused before loading."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_zip.errors import HfZipError
+from hf_zip.plain import read_json
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl")
 # Where earlier versions of transformers noted what they had read; nothing reads these again.
@@ -70,10 +70,7 @@ def check_inside(folder: Path, reference: str) -> None:
 
 
 def _read(path: Path, reference: str) -> Mapping[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise HfZipError(f"{reference!r}: {path.name} is not valid JSON: {error}") from error
+    values = read_json(path, reference)
     return values if isinstance(values, Mapping) else {"": values}
 
 

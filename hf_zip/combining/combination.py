@@ -120,9 +120,22 @@ def always(options: Any, is_matrix: bool) -> bool:
     return True
 
 
-def unless_matrix(options: Any, is_matrix: bool) -> bool:
-    """Says that the rows may come one after another of whatever is no matrix."""
-    return not is_matrix
+def of_matrices(merge: Callable[[Float[Tensor, "models m n"], Any], Tensor]) -> Combination:
+    """Returns what adds merged matrices of task vectors, and the mean of whatever is no matrix.
+
+    Args:
+        merge: Returns the merged matrix of a linear layer's task vectors, each times its model's
+            weight, by the method's options.
+    """
+
+    def merged(parameter: Parameter, setting: Setting) -> Tensor:
+        vectors = parameter.task_vectors
+        vectors = vectors * weights_of(setting, vectors)
+        if not parameter.is_matrix:
+            return vectors.mean(dim=0)
+        return merge(vectors, setting.options)
+
+    return Combination(added(merged), by_rows=lambda options, is_matrix: not is_matrix)
 
 
 def per_model(values: Sequence[float], like: Tensor) -> Float[Tensor, "models ..."]:

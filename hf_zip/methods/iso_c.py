@@ -1,50 +1,14 @@
 """Iso-C: the sum of task vectors with one singular value for all its directions."""
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
-from hf_zip.combining.combination import (
-    Combination,
-    Parameter,
-    Setting,
-    added,
-    unless_matrix,
-    weights_of,
-)
+from hf_zip.combining.combination import of_matrices
 from hf_zip.combining.spectra import isotropic
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
-from hf_zip.siblings import SiblingRefit, merge_siblings
+from hf_zip.siblings import ScaledOptions, merge_siblings
+
+COMBINATION = of_matrices(lambda vectors, _: isotropic(vectors.sum(dim=0)))
 
 
-@dataclass(frozen=True)
-class IsoCOptions:
-    """How much of the merged task vector is added.
-
-    Args:
-        scaling: Factor of the merged task vector, the paper's α.
-        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
-        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
-            restores mean and deviation of what every layer gives.
-    """
-
-    scaling: float = 1.0
-    layer_scale: float = 1.0
-    refit: SiblingRefit = "none"
-
-
-def _merge(parameter: Parameter, setting: Setting) -> Tensor:
-    vectors = parameter.task_vectors
-    vectors = vectors * weights_of(setting, vectors)
-    if not parameter.is_matrix:
-        return vectors.mean(dim=0)
-    return isotropic(vectors.sum(dim=0))
-
-
-COMBINATION = Combination(added(_merge), by_rows=unless_matrix)
-
-
-def run(inputs: MergeInputs, options: IsoCOptions) -> Merged:
+def run(inputs: MergeInputs, options: ScaledOptions) -> Merged:
     """Returns the base plus the sum of task vectors, its singular values replaced by their mean.
 
     Source: Iso-C (https://arxiv.org/abs/2502.04959), algorithm 1. Linear layers are merged so,
@@ -59,7 +23,7 @@ ENTRY = MergeMethod(
     reference="https://arxiv.org/abs/2502.04959",
     requires=Requires(base=True, shared_init=True, elementwise=True),
     run=run,
-    options=IsoCOptions,
+    options=ScaledOptions,
     model_options=WeightOptions,
     exact=True,
     combination=COMBINATION,

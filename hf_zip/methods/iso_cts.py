@@ -2,16 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from hf_zip.combining.combination import (
-    Combination,
-    Parameter,
-    Setting,
-    added,
-    unless_matrix,
-    weights_of,
-)
+from hf_zip.combining.combination import of_matrices
 from hf_zip.combining.spectra import isotropic_in_subspaces
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
 from hf_zip.ranges import check_between
@@ -40,15 +31,7 @@ class IsoCtsOptions:
         check_between("common", self.common)
 
 
-def _merge(parameter: Parameter, setting: Setting) -> Tensor:
-    vectors = parameter.task_vectors
-    vectors = vectors * weights_of(setting, vectors)
-    if not parameter.is_matrix:
-        return vectors.mean(dim=0)
-    return isotropic_in_subspaces(vectors, setting.options.common)
-
-
-COMBINATION = Combination(added(_merge), by_rows=unless_matrix)
+COMBINATION = of_matrices(lambda vectors, options: isotropic_in_subspaces(vectors, options.common))
 
 
 def run(inputs: MergeInputs, options: IsoCtsOptions) -> Merged:

@@ -1,7 +1,5 @@
 """MagMax: of every number the largest change that any model made."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from hf_zip.combining.combination import (
@@ -14,23 +12,7 @@ from hf_zip.combining.combination import (
 )
 from hf_zip.combining.masks import largest
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
-from hf_zip.siblings import SiblingRefit, merge_siblings
-
-
-@dataclass(frozen=True)
-class MagmaxOptions:
-    """How much of the merged task vector is added.
-
-    Args:
-        scaling: Factor of the merged task vector, the paper's λ.
-        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
-        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
-            restores mean and deviation of what every layer gives.
-    """
-
-    scaling: float = 1.0
-    layer_scale: float = 1.0
-    refit: SiblingRefit = "none"
+from hf_zip.siblings import ScaledOptions, merge_siblings
 
 
 def _merge(parameter: Parameter, setting: Setting) -> Tensor:
@@ -41,7 +23,7 @@ def _merge(parameter: Parameter, setting: Setting) -> Tensor:
 COMBINATION = Combination(added(_merge), by_rows=always)
 
 
-def run(inputs: MergeInputs, options: MagmaxOptions) -> Merged:
+def run(inputs: MergeInputs, options: ScaledOptions) -> Merged:
     """Returns the base plus, of every number, the largest change among the models.
 
     Source: MagMax (https://arxiv.org/abs/2407.06322), whose models are fine-tuned one
@@ -56,7 +38,7 @@ ENTRY = MergeMethod(
     reference="https://arxiv.org/abs/2407.06322",
     requires=Requires(base=True, shared_init=True, elementwise=True),
     run=run,
-    options=MagmaxOptions,
+    options=ScaledOptions,
     model_options=WeightOptions,
     exact=True,
     combination=COMBINATION,

@@ -1,50 +1,14 @@
 """TSV-Merge: the strongest directions of task vectors, kept out of one another's way."""
 
-from dataclasses import dataclass
-
-from torch import Tensor
-
-from hf_zip.combining.combination import (
-    Combination,
-    Parameter,
-    Setting,
-    added,
-    unless_matrix,
-    weights_of,
-)
+from hf_zip.combining.combination import of_matrices
 from hf_zip.combining.spectra import without_interference
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
-from hf_zip.siblings import SiblingRefit, merge_siblings
+from hf_zip.siblings import ScaledOptions, merge_siblings
+
+COMBINATION = of_matrices(lambda vectors, _: without_interference(vectors))
 
 
-@dataclass(frozen=True)
-class TsvOptions:
-    """How much of the merged task vector is added.
-
-    Args:
-        scaling: Factor of the merged task vector, the paper's α.
-        layer_scale: Share of this factor for the first block; the last has all of it (LiNeS).
-        refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
-            restores mean and deviation of what every layer gives.
-    """
-
-    scaling: float = 1.0
-    layer_scale: float = 1.0
-    refit: SiblingRefit = "none"
-
-
-def _merge(parameter: Parameter, setting: Setting) -> Tensor:
-    vectors = parameter.task_vectors
-    vectors = vectors * weights_of(setting, vectors)
-    if not parameter.is_matrix:
-        return vectors.mean(dim=0)
-    return without_interference(vectors)
-
-
-COMBINATION = Combination(added(_merge), by_rows=unless_matrix)
-
-
-def run(inputs: MergeInputs, options: TsvOptions) -> Merged:
+def run(inputs: MergeInputs, options: ScaledOptions) -> Merged:
     """Returns the base plus the strongest singular directions of all task vectors, made orthogonal.
 
     Source: Task Singular Vectors (https://arxiv.org/abs/2412.00081), algorithm 1. Linear layers are
@@ -60,7 +24,7 @@ ENTRY = MergeMethod(
     reference="https://arxiv.org/abs/2412.00081",
     requires=Requires(base=True, shared_init=True, elementwise=True),
     run=run,
-    options=TsvOptions,
+    options=ScaledOptions,
     model_options=WeightOptions,
     exact=True,
     combination=COMBINATION,

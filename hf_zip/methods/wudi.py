@@ -2,16 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from hf_zip.combining.combination import (
-    Combination,
-    Parameter,
-    Setting,
-    added,
-    unless_matrix,
-    weights_of,
-)
+from hf_zip.combining.combination import of_matrices
 from hf_zip.combining.interference import least_interference
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
 from hf_zip.ranges import check_between
@@ -42,15 +33,7 @@ class WudiOptions:
         check_between("penalty", self.penalty, 1e-9, float("inf"))
 
 
-def _merge(parameter: Parameter, setting: Setting) -> Tensor:
-    vectors = parameter.task_vectors
-    vectors = vectors * weights_of(setting, vectors)
-    if not parameter.is_matrix:
-        return vectors.mean(dim=0)
-    return least_interference(vectors, setting.options.penalty)
-
-
-COMBINATION = Combination(added(_merge), by_rows=unless_matrix)
+COMBINATION = of_matrices(lambda vectors, options: least_interference(vectors, options.penalty))
 
 
 def run(inputs: MergeInputs, options: WudiOptions) -> Merged:

@@ -16,8 +16,9 @@ from hf_zip.checkpoint import digest, load_processor, model_class, weight_files
 from hf_zip.errors import HfZipError, first_line, unknown
 from hf_zip.headless import heads_apart
 from hf_zip.method import MergeMethod
+from hf_zip.peft_adapter import is_adapter
 from hf_zip.request import Request
-from hf_zip.sources import Source, card_license, checkout, with_unique_names
+from hf_zip.sources import Source, card_license, checkout, short_name, with_unique_names
 from hf_zip.streaming.models import NotStreamableError, mapped_model
 from hf_zip.task_head import rows_of_labels
 from hf_zip.vocabulary import order_between
@@ -139,7 +140,7 @@ def _mapped(request: Request, threads: ThreadPoolExecutor) -> Streamed:
 def _source(reference: str, task: str | None, allow_pickle: bool) -> tuple[Source, list[Path]]:
     """A model as views of its files, as `load_source` returns it otherwise; and these files."""
     folder, local = checkout(reference, allow_pickle=allow_pickle)
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         raise NotStreamableError(f"{reference!r} is an adapter")
     files = weight_files(folder, reference, allow_pickle)
     try:
@@ -155,7 +156,7 @@ def _source(reference: str, task: str | None, allow_pickle: bool) -> tuple[Sourc
         reference=reference,
         model=model,
         task=task,
-        name=folder.resolve().name if local else reference.partition("@")[0].rpartition("/")[2],
+        name=short_name(reference, folder, local),
         processor=load_processor(folder, reference, model.input_modalities),
         revision=None if local else folder.name,
         license=card_license(folder / "README.md"),

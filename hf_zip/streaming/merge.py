@@ -21,10 +21,9 @@ from hf_zip.errors import HfZipError
 from hf_zip.learned import counters, learned
 from hf_zip.mapped import release_pages
 from hf_zip.method import Merged, MergeMethod
-from hf_zip.plain import plain
 from hf_zip.preparation import Prepared, prepare, resolve_unmerge
 from hf_zip.recipe import Recipe
-from hf_zip.record import files, make_report, resolved_recipe
+from hf_zip.record import config_record, files, make_report, resolved_recipe
 from hf_zip.report import Report
 from hf_zip.save import staged
 from hf_zip.siblings import merged_pieces
@@ -99,8 +98,7 @@ def merge_files(
             sources=tuple(map(request.with_digest, prepared.sources)),
             base=prepared.base and request.with_digest(prepared.base),
         )
-        record = {"merge_method": method.name, "parameters": plain(options)}
-        record["sources"] = plain(prepared.family)
+        record = config_record(method, options, prepared)
         _save_config(_model(merged, prepared, record, dtype), staging)
         processor = prepared.sources[0].processor
         if processor is not None:
