@@ -3,14 +3,15 @@
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
-from train_vit import Images, accuracy, augment, pixel_values, processor_for
-from training import one_cycle, write_record
+from train_vit import Images, augment, pixel_values, save_trained
+from training import fit
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 import hf_zip
@@ -105,25 +106,18 @@ def train(images: Images, tokenizer: CLIPTokenizer, setting: Setting, seed: int)
         for t in TEMPLATES
     ]
     pixels = pixel_values(images.pixels)
-    batch = min(setting.batch, len(pixels))
-    per_epoch = len(pixels) // batch
-    optimizer = torch.optim.AdamW(
-        model.parameters(), setting.learning_rate, weight_decay=setting.weight_decay, fused=True
-    )
-    schedule = one_cycle(optimizer, setting.learning_rate, setting.epochs * per_epoch)
-    model.train()
-    for _ in range(setting.epochs):
-        for chosen in torch.randperm(len(pixels))[: per_epoch * batch].split(batch):
-            shown = augment(pixels[chosen], setting.shift)
-            logits = model(pixel_values=shown, **draw.choice(said)).logits_per_image
-            loss = functional.cross_entropy(logits, images.labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                model.logit_scale.clamp_(max=4.6052)  # as CLIP's is, a factor of 100
-    return model.eval()
+
+    def loss(chosen: Tensor) -> Tensor:
+        shown = augment(pixels[chosen], setting.shift)
+        logits = model(pixel_values=shown, **draw.choice(said)).logits_per_image
+        return functional.cross_entropy(logits, images.labels[chosen])
+
+    @torch.no_grad()
+    def limit() -> None:
+        model.logit_scale.clamp_(max=4.6052)  # as CLIP's is, a factor of 100
+
+    fit(model, len(pixels), setting, loss, limit)
+    return model
 
 
 def train_and_save(
@@ -149,17 +143,14 @@ def train_and_save(
     started = time.perf_counter()
     model = train(training, tokenizer, setting, seed)
     classifier = hf_zip.zero_shot_classifier(model, tokenizer, training.names, TEMPLATES)
-    record = {
-        "classes": list(classes),
-        "seed": seed,
-        "setting": asdict(setting),
-        "seconds": time.perf_counter() - started,
-        "training_images": len(training),
-        "validation_images": len(validation),
-        "validation_accuracy": accuracy(classifier, validation),
-        "logit_scale": model.logit_scale.exp().item(),
-    }
-    classifier.save_pretrained(folder)
-    processor_for(training).save_pretrained(folder)
-    write_record(folder, record)
-    return record
+    return save_trained(
+        classifier,
+        training,
+        validation,
+        classes,
+        setting,
+        seed,
+        time.perf_counter() - started,
+        folder,
+        logit_scale=model.logit_scale.exp().item(),
+    )

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from training import add_setting, one_cycle, read_setting, split_validation, write_record
+from training import add_setting, fit, read_setting, split_validation, write_record
 from transformers import (
     PreTrainedModel,
     ViTConfig,
@@ -227,25 +227,15 @@ def train(images: Images, setting: Setting, seed: int) -> ViTForImageClassificat
         )
     )
     pixels = pixel_values(images.pixels)
-    batch = min(setting.batch, len(pixels))
-    per_epoch = len(pixels) // batch
-    optimizer = torch.optim.AdamW(
-        model.parameters(), setting.learning_rate, weight_decay=setting.weight_decay, fused=True
-    )
-    schedule = one_cycle(optimizer, setting.learning_rate, setting.epochs * per_epoch)
-    model.train()
-    for _ in range(setting.epochs):
-        for chosen in torch.randperm(len(pixels))[: per_epoch * batch].split(batch):
-            loss = functional.cross_entropy(
-                model(augment(pixels[chosen], setting.shift)).logits,
-                images.labels[chosen],
-                label_smoothing=setting.label_smoothing,
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+
+    def loss(chosen: Tensor) -> Tensor:
+        logits = model(augment(pixels[chosen], setting.shift)).logits
+        return functional.cross_entropy(
+            logits, images.labels[chosen], label_smoothing=setting.label_smoothing
+        )
+
+    fit(model, len(pixels), setting, loss)
+    return model
 
 
 @torch.inference_mode()
@@ -278,14 +268,43 @@ def train_and_save(
     training, validation = training.of_classes(classes), validation.of_classes(classes)
     started = time.perf_counter()
     model = train(training, setting, seed)
+    seconds = time.perf_counter() - started
+    return save_trained(model, training, validation, classes, setting, seed, seconds, folder)
+
+
+def save_trained(
+    model: PreTrainedModel,
+    training: Images,
+    validation: Images,
+    classes: Sequence[int],
+    setting: Any,
+    seed: int,
+    seconds: float,
+    folder: Path,
+    **more: Any,
+) -> dict[str, Any]:
+    """Writes a trained classifier of images, its processor and record, and returns the record.
+
+    Args:
+        model: The classifier.
+        training: The images that it was trained on.
+        validation: Images of the same classes to measure the accuracy on.
+        classes: The classes, by their numbers in the data set.
+        setting: How it was made and trained.
+        seed: What decided initialisation, order and augmentation.
+        seconds: How long it took.
+        folder: Folder to write.
+        **more: What else the record should hold.
+    """
     record = {
         "classes": list(classes),
         "seed": seed,
         "setting": asdict(setting),
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         "training_images": len(training),
         "validation_images": len(validation),
         "validation_accuracy": accuracy(model, validation),
+        **more,
     }
     model.save_pretrained(folder)
     processor_for(training).save_pretrained(folder)

@@ -2,14 +2,14 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -59,6 +59,40 @@ def one_cycle(optimizer: Optimizer, learning_rate: float, steps: int) -> OneCycl
     """
     total = max(steps, SHORTEST_SCHEDULE)
     return OneCycleLR(optimizer, learning_rate, total_steps=total, pct_start=0.1)
+
+
+def fit(
+    model: nn.Module,
+    rows: int,
+    setting: Any,
+    loss: Callable[[Int[Tensor, " batch"]], Tensor],
+    after_step: Callable[[], object] = lambda: None,
+) -> None:
+    """Trains a model with AdamW on batches of rows in random order, all of one size.
+
+    Args:
+        model: The model.
+        rows: How many there are; in every epoch those that fill no batch are left out.
+        setting: Has `batch`, `epochs`, `learning_rate` and `weight_decay`.
+        loss: Returns the loss on some rows.
+        after_step: Called after every step.
+    """
+    batch = min(setting.batch, rows)
+    per_epoch = rows // batch
+    optimizer = torch.optim.AdamW(
+        model.parameters(), setting.learning_rate, weight_decay=setting.weight_decay, fused=True
+    )
+    schedule = one_cycle(optimizer, setting.learning_rate, setting.epochs * per_epoch)
+    model.train()
+    for _ in range(setting.epochs):
+        for chosen in torch.randperm(rows)[: per_epoch * batch].split(batch):
+            found = loss(chosen)
+            optimizer.zero_grad()
+            found.backward()
+            optimizer.step()
+            schedule.step()
+            after_step()
+    model.eval()
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
