@@ -9,7 +9,6 @@ by its texts, and merged in every way with its defaults. Results are kept in `cl
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,33 +17,34 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from benchmark_zip import Data, calibration_images, labelled, read_data
-from datasets import disable_progress_bars
-from merging import ALL, Merge, measure, named_sources, references, run_merge, shown_command
+from benchmarking import parse_quietly, read_results, write_results
+from merging import (
+    ALL,
+    Merge,
+    measure,
+    named_sources,
+    references,
+    refitted,
+    run_merge,
+    shown_command,
+)
 from train_clip import Setting, train_and_save
 from train_vit import parse_classes
-from training import add_setting, read_record, read_setting
-from transformers.utils.logging import disable_progress_bar
+from training import read_record, read_setting
 from zip_tables import accuracy_table, difference_table
 
 from hf_zip.images import ImageReader
 from hf_zip.report import versions
 from hf_zip.tasks import resolve_tasks
 
+RESULTS = "clip"
+
 MERGES = (
     Merge("weight average", "average"),
     Merge("permute", "permute"),
     Merge("zipit", "zipit"),
-    *(
-        Merge(f"{method}, {words}", method, {"refit": refit})
-        for refit, words in (
-            ("repair", "repaired"),
-            ("head", "least-squares head"),
-            ("all", "every layer refitted"),
-        )
-        for method in ("average", "permute", "zipit")
-    ),
+    *refitted("average", "permute", "zipit"),
     Merge("pleas", "pleas"),
     *(Merge(f"zipfit {size}", "zipfit", {"size": size}) for size in (0.5, 1.0)),
 )
@@ -57,14 +57,7 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", default=["0-4", "5-9"], help="default: 0-4 5-9")
     parser.add_argument("--groups", type=int, default=1, help="groups of seeds (default: 1)")
     parser.add_argument("--samples", type=int, default=1024, help="calibration images")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    add_setting(parser, Setting())
-    arguments = parser.parse_args()
-    disable_progress_bars()
-    disable_progress_bar()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse_quietly(parser, Setting())
     data, setting = read_data(arguments.data, [], 0), read_setting(arguments, Setting())
     record: dict[str, Any] = {
         "command": shown_command("benchmark_clip.py", sys.argv[1:]),
@@ -166,12 +159,8 @@ def table(name: str, record: Mapping[str, Any]) -> list[str]:
 
 def write(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Adds the results on a data set to `clip.json`, and writes `clip.md` anew."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "clip.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[name] = record
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "clip.md").write_text("\n".join(report(results)) + "\n")
+    results = {**read_results(folder, RESULTS), name: record}
+    write_results(folder, RESULTS, results, report(results))
 
 
 if __name__ == "__main__":

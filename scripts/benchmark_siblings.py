@@ -10,7 +10,6 @@ made from it.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +21,10 @@ from typing import Any
 
 import torch
 from benchmark_text import Data, named, read_data, train_parents
-from datasets import disable_progress_bars
+from benchmarking import parse_quietly, read_results, write_results
 from merging import measure, shown_command
 from train_bert import Setting, Start, start
-from training import add_setting, read_setting
-from transformers.utils.logging import disable_progress_bar
+from training import read_setting
 from zip_tables import line
 
 from hf_zip.calibration import labelled_from_memory
@@ -41,7 +39,7 @@ from hf_zip.report import versions
 from hf_zip.request import Request, reader_of
 from hf_zip.tables import percent
 
-RESULTS = "siblings.json"
+RESULTS = "siblings"
 _SCALINGS = (0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5)
 
 
@@ -104,14 +102,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, required=True, help="pretrained BERT of all models")
     parser.add_argument("--texts", type=int, default=500, help="of a part of a task, at most")
     parser.add_argument("--methods", nargs="*", help="rows to measure again; default: all missing")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    add_setting(parser, Setting())
-    arguments = parser.parse_args()
-    disable_progress_bars()
-    disable_progress_bar()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse_quietly(parser, Setting())
     data = {folder.name: read_data(folder) for folder in arguments.data}
     tokenizer, setting = start(read_setting(arguments, Setting()), arguments.data, arguments.init)
     ways = dict.fromkeys(data, (Start(arguments.init), setting))
@@ -136,7 +127,7 @@ def main() -> None:
         wanted = grid.name in arguments.methods if arguments.methods else True
         if wanted and (arguments.methods or grid.name not in record["rows"]):
             record["rows"][grid.name] = measure_method(grid, prepared, parts, record["parents"])
-            write(arguments.out, record)
+            write_results(arguments.out, RESULTS, record, report(record))
             print(f"{grid.name}: {record['rows'][grid.name]['relative']:.1%}")
     print("\n".join(report(record)))
 
@@ -267,18 +258,10 @@ def report(record: Mapping[str, Any]) -> list[str]:
 
 def read_record(folder: Path, settled: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the results so far; none if anything was set otherwise."""
-    path = folder / RESULTS
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_results(folder, RESULTS)
     if all(known.get(key) == value for key, value in settled.items()):
         return dict(known)
     return {**settled, "parents": {}, "rows": {}}
-
-
-def write(folder: Path, record: Mapping[str, Any]) -> None:
-    """Writes the results, and their table anew."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULTS).write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "siblings.md").write_text("\n".join(report(record)) + "\n")
 
 
 if __name__ == "__main__":

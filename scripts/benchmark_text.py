@@ -14,7 +14,6 @@ a head. Results are kept in `text.json`, and `text.md` is made from it.
 """
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +22,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset, disable_progress_bars
+from benchmarking import parse_quietly, read_results, write_results
+from datasets import Dataset
 from merging import (
     ALL,
     Merge,
@@ -36,9 +35,8 @@ from merging import (
 )
 from text_tables import report, table, title
 from train_bert import Setting, Start, Texts, read_texts, start, train_and_save
-from training import add_setting, read_record, read_setting, split_validation
+from training import read_record, read_setting, split_validation
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
 from hf_zip.calibration import labelled_from_memory
 from hf_zip.candidates import Candidate
@@ -46,7 +44,7 @@ from hf_zip.report import versions
 from hf_zip.request import reader_of
 from hf_zip.tasks import resolve_tasks
 
-RESULTS = "text.json"
+RESULTS = "text"
 
 MERGES = (
     Merge("weight average", "average"),
@@ -95,14 +93,7 @@ def main() -> None:
     parser.add_argument("--scratch", nargs="*", default=[], help="data sets of models that do not")
     parser.add_argument("--scratch-epochs", type=int, help="for these; default: as for others")
     parser.add_argument("--scratch-learning-rate", type=float, help="the same")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    add_setting(parser, Setting())
-    arguments = parser.parse_args()
-    disable_progress_bars()
-    disable_progress_bar()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse_quietly(parser, Setting())
     data = {folder.name: read_data(folder) for folder in arguments.data}
     proxies = {at.name: read_texts(at / "train.parquet").texts for at in arguments.proxy}
     setting = read_setting(arguments, Setting())
@@ -126,7 +117,7 @@ def main() -> None:
         "versions": dict(versions()),
     }
     name = title(settled, list(data))
-    known = read_results(arguments.out).get(name, {}) if arguments.resume else {}
+    known = read_results(arguments.out, RESULTS).get(name, {}) if arguments.resume else {}
     command = shown_command("benchmark_text.py", sys.argv[1:])
     record = {"command": command, **settled, "groups": known_groups(known, settled)}
     for group in range(arguments.groups):
@@ -255,19 +246,10 @@ def named(texts: Texts) -> Dataset:
     return Dataset.from_dict({"text": list(texts.texts), "label": labels})
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """Returns the results of all runs so far."""
-    path = folder / RESULTS
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
-
-
 def write(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Adds the results of a run to `text.json`, and writes `text.md` anew."""
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {**read_results(folder), name: dict(record)}
-    (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "text.md").write_text("\n".join(report(results)) + "\n")
+    results = {**read_results(folder, RESULTS), name: dict(record)}
+    write_results(folder, RESULTS, results, report(results))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ of zipfit, on the validation part of the training images only. Results are kept 
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import disable_progress_bars
+from benchmarking import parse_quietly, read_results, write_results
 from merging import (
     ALL,
     Merge,
     measure_missing,
     named_sources,
     references,
+    refitted,
     run_merge,
     shown_command,
 )
@@ -40,15 +40,14 @@ from train_vit import (
     read_images,
     train_and_save,
 )
-from training import add_setting, read_record, read_setting, split_validation
-from transformers.utils.logging import disable_progress_bar
+from training import read_record, read_setting, split_validation
 from zip_tables import report, tables
 
 from hf_zip.images import ImageReader
 from hf_zip.report import versions
 from hf_zip.tasks import resolve_tasks
 
-RESULTS = "zip.json"
+RESULTS = "zip"
 
 
 MERGES = (
@@ -56,15 +55,7 @@ MERGES = (
     Merge("permute", "permute"),
     Merge("rotate", "rotate"),
     Merge("zipit", "zipit"),
-    *(
-        Merge(f"{method}, {words}", method, {"refit": refit})
-        for refit, words in (
-            ("repair", "repaired"),
-            ("head", "least-squares head"),
-            ("all", "every layer refitted"),
-        )
-        for method in ("average", "permute", "rotate", "zipit")
-    ),
+    *refitted("average", "permute", "rotate", "zipit"),
     *(Merge(f"pleas {size}", "pleas", {"size": size}) for size in (1.0, 1.5)),
     Merge("permute, half of the blocks", "permute", shared=0.5),
     Merge("permute, half of the blocks, exact tails", "permute", shared=0.5, unmerge="exact"),
@@ -109,14 +100,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1024, help="calibration images")
     parser.add_argument("--choices", action="store_true", help="vary zipfit on validation images")
     parser.add_argument("--resume", action="store_true", help="measure only what is missing")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of trained parents")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks"))
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
-    add_setting(parser, Setting())
-    arguments = parser.parse_args()
-    disable_progress_bars()
-    disable_progress_bar()
-    torch.set_num_threads(arguments.threads)
+    arguments = parse_quietly(parser, Setting())
 
     started, count = time.perf_counter(), len(arguments.classes)
     data = read_data(arguments.data, arguments.proxy, arguments.samples)
@@ -129,7 +113,7 @@ def main() -> None:
         "threads": arguments.threads,
         "versions": dict(versions()),
     }
-    record = read_results(arguments.out).get(title, {}) if arguments.resume else {}
+    record = read_results(arguments.out, RESULTS).get(title, {}) if arguments.resume else {}
     if any(record.get(key) != value for key, value in settled.items()):
         record = {**settled, "seconds": 0.0, "groups": []}
     record["command"], before = shown_command("benchmark_zip.py", sys.argv[1:]), record["seconds"]
@@ -255,19 +239,10 @@ def labelled(
     return data
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """Returns the results of all tables so far."""
-    path = folder / RESULTS
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
-
-
 def write(folder: Path, title: str, record: Mapping[str, Any]) -> None:
     """Puts one table's results into `zip.json` and makes `zip.md` anew."""
-    folder.mkdir(parents=True, exist_ok=True)
-    results = {**read_results(folder), title: dict(record)}
-    (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "zip.md").write_text(report(results))
+    results = {**read_results(folder, RESULTS), title: dict(record)}
+    write_results(folder, RESULTS, results, report(results))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,20 @@ class Merge:
     unmerge: str | None = None
 
 
+def refitted(*methods: str) -> tuple[Merge, ...]:
+    """Returns methods followed by everything that may be fitted after them, one fit at a time."""
+    words = {
+        "repair": "repaired",
+        "head": "least-squares head",
+        "all": "every layer refitted",
+    }
+    return tuple(
+        Merge(f"{method}, {words[refit]}", method, {"refit": refit})
+        for refit in words
+        for method in methods
+    )
+
+
 def shown_command(script: str, options: Sequence[str]) -> str:
     """Returns the command line, folders by their names only."""
     names = [Path(option).name if "/" in option else option for option in options]

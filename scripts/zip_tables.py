@@ -7,8 +7,8 @@ from typing import Any
 from hf_zip.tables import amount, escape
 
 
-def report(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the results of all data sets in Markdown."""
+def report(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns the results of all data sets as lines of Markdown."""
     lines = [
         "# Merges of ViTs from different initialisations and tasks",
         "",
@@ -26,7 +26,7 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, record in results.items():
         lines += ["", *tables(name, record)]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def tables(name: str, record: Mapping[str, Any]) -> list[str]:
