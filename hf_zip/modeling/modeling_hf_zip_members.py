@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput
 
 from .configuration_hf_zip_masked import native_config
-from .modeling_hf_zip_clip import HfZipClipForImageClassification
-from .modeling_hf_zip_tasks import HfZipTasksModel, NamedTensors
+from .modeling_hf_zip_tasks import HfZipTasksModel, NamedTensors, native_class
 
 _ANSWERS = ("logits", "start_logits", "end_logits")
 
@@ -47,7 +45,9 @@ class HfZipMembersModel(HfZipTasksModel):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         with torch.device("meta"):
-            skeletons: list[Any] = [_class_of(entry)(_config_of(entry)) for entry in config.members]
+            skeletons: list[Any] = [
+                native_class(entry)(_config_of(entry)) for entry in config.members
+            ]
         tensors = [_saved(skeleton) for skeleton in skeletons]
         self.own = nn.ModuleList(
             NamedTensors({name: known[name] for name in entry["own"]})
@@ -86,7 +86,7 @@ class HfZipMembersModel(HfZipTasksModel):
     def _native(self, position: int) -> PreTrainedModel:
         entry = self.config.members[position]
         with torch.random.fork_rng(devices=[]), no_init_weights():
-            native: Any = _class_of(entry)(_config_of(entry))
+            native: Any = native_class(entry)(_config_of(entry))
         native.tie_weights()
         native.to(self.device)
         parameters = dict(native.named_parameters())
@@ -103,18 +103,8 @@ class HfZipMembersModel(HfZipTasksModel):
         made: PreTrainedModel = native.requires_grad_(False)
         return made
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        task: str | None = None,
-        **kwargs: Any,
+    def respond(
+        self, inputs: Mapping[str, Any], labels: torch.Tensor | None, task: str | None
     ) -> ModelOutput:
         """Returns what answers a task; without one, the logits of all tasks side by side.
 
@@ -123,33 +113,14 @@ class HfZipMembersModel(HfZipTasksModel):
         hidden states and attentions is asked for.
 
         Args:
-            input_ids: Tokens, `[inputs, tokens]`, as the native models take them; so are the next
-                five.
-            attention_mask: See `input_ids`.
-            token_type_ids: See `input_ids`.
-            position_ids: See `input_ids`.
-            inputs_embeds: See `input_ids`.
-            pixel_values: Images, `[inputs, channels, height, width]`.
-            labels: Right labels: of a task of one source what its native model is trained on, else
-                of each input its position among the labels.
-            task: Name of the task to answer; left out, the config's, and if that names none, all.
-            **kwargs: What else the native models take.
+            inputs: What the native models take.
+            labels: See `forward`.
+            task: See `forward`.
 
         Raises:
-            ValueError: There is no such task, or labels are given for tasks that are not all about
-                one label of an input.
+            ValueError: See `forward`.
         """
-        named = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "pixel_values": pixel_values,
-        }
-        inputs = {**{name: x for name, x in named.items() if x is not None}, **kwargs}
-        task = task or self.config.task
-        entries = self.config.tasks if task is None else [self.task_entry(task)]
+        entries = self.entries(task)
         if len(entries) == 1 and _is_native(entries[0], self.config.members):
             given = inputs if labels is None else {**inputs, "labels": labels}
             answer: ModelOutput = self.native(entries[0]["members"][0])(**given)
@@ -157,7 +128,7 @@ class HfZipMembersModel(HfZipTasksModel):
         return self._together(entries, inputs, labels)
 
     def _together(
-        self, entries: list[dict[str, Any]], inputs: dict[str, Any], labels: torch.Tensor | None
+        self, entries: list[dict[str, Any]], inputs: Mapping[str, Any], labels: torch.Tensor | None
     ) -> HfZipMembersOutput:
         """Answers tasks of which one has several sources, or of which there are several."""
         if labels is not None and any(entry["kind"] != "classification" for entry in entries):
@@ -184,13 +155,6 @@ class HfZipMembersModel(HfZipTasksModel):
         """Returns the embeddings of the first source."""
         embeddings: nn.Module = self.native(0).get_input_embeddings()
         return embeddings
-
-
-def _class_of(entry: Mapping[str, Any]) -> type[PreTrainedModel]:
-    own = HfZipClipForImageClassification
-    name = entry["architecture"]
-    found: type[PreTrainedModel] = own if name == own.__name__ else getattr(transformers, name)
-    return found
 
 
 def _config_of(entry: Mapping[str, Any]) -> Any:

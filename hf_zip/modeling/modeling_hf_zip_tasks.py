@@ -54,12 +54,80 @@ class HfZipTasksModel(PreTrainedModel):
         Raises:
             ValueError: There is no such task.
         """
-        entries = self.config.tasks if task is None else [self.task_entry(task)]
+        entries = self.entries(task)
         together = task is not None or not self.config.apart
         labels = [label for entry in entries for label in entry["labels"]] if together else []
         self.config.task = task
         self.config.id2label = dict(enumerate(labels))
         self.config.label2id = {label: i for i, label in enumerate(labels)}
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        task: str | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """Returns what answers a task; without one, what answers all of them.
+
+        Args:
+            input_ids: Tokens, `[inputs, tokens]`, as the native models take them; so are the next
+                five.
+            attention_mask: See `input_ids`.
+            token_type_ids: See `input_ids`.
+            position_ids: See `input_ids`.
+            inputs_embeds: See `input_ids`.
+            pixel_values: Images, `[inputs, channels, height, width]`.
+            labels: Right labels: of each input its position among those of the task, or of all. A
+                task that one native model answers takes what that is trained on.
+            task: Name of the task, where it is known; left out, the config's, and if that names
+                none, all are answered.
+            **kwargs: What else the native models take.
+
+        Raises:
+            ValueError: There is no such task, or labels are given for tasks that are not all about
+                one label of an input.
+        """
+        named = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "pixel_values": pixel_values,
+        }
+        inputs = {**{name: x for name, x in named.items() if x is not None}, **kwargs}
+        return self.respond(inputs, labels, task or self.config.task)
+
+    def respond(
+        self, inputs: Mapping[str, Any], labels: torch.Tensor | None, task: str | None
+    ) -> ModelOutput:
+        """Returns what `forward` does.
+
+        Args:
+            inputs: What native models take.
+            labels: See `forward`.
+            task: The task; left out, all are answered.
+        """
+        raise NotImplementedError
+
+    def entries(self, task: str | None) -> list[dict[str, Any]]:
+        """Returns what the config says of a task, or of all.
+
+        Args:
+            task: Name of the task; left out, all.
+
+        Raises:
+            ValueError: There is no such task.
+        """
+        found: list[dict[str, Any]] = self.config.tasks if task is None else [self.task_entry(task)]
+        return found
 
     def task_entry(self, task: str) -> dict[str, Any]:
         """Returns what the config says of a task.
@@ -130,55 +198,25 @@ class HfZipStackedModel(HfZipTasksModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        own, name = HfZipClipForImageClassification, config.members[0]["architecture"]
-        cls: Any = own if name == own.__name__ else getattr(transformers, name)
+        cls: Any = native_class(config.members[0])
         self.shared: PreTrainedModel = cls(config.trunk_config)
         self.main_input_name = self.shared.main_input_name
         self.input_modalities = self.shared.input_modalities
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        task: str | None = None,
-        **kwargs: Any,
+    def respond(
+        self, inputs: Mapping[str, Any], labels: torch.Tensor | None, task: str | None
     ) -> HfZipStackedOutput:
         """Returns the logits of a task; without one, of all tasks side by side.
 
         Args:
-            input_ids: Tokens, `[inputs, tokens]`, as the native model takes them; so are the next
-                five.
-            attention_mask: See `input_ids`.
-            token_type_ids: See `input_ids`.
-            position_ids: See `input_ids`.
-            inputs_embeds: See `input_ids`.
-            pixel_values: Images, `[inputs, channels, height, width]`.
-            labels: Right labels: of each input its position among those of the task, or of all.
-            task: Name of the task, where it is known; left out, the config's, and if that names
-                none, all are answered.
-            **kwargs: What else the native model takes.
+            inputs: What the shared model takes.
+            labels: See `forward`.
+            task: See `forward`.
 
         Raises:
-            ValueError: There is no such task, or labels are given for tasks that are not all about
-                one label of an input.
+            ValueError: See `forward`.
         """
-        named = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-            "inputs_embeds": inputs_embeds,
-            "pixel_values": pixel_values,
-        }
-        inputs = {**{name: x for name, x in named.items() if x is not None}, **kwargs}
-        task = task or self.config.task
-        entries = self.config.tasks if task is None else [self.task_entry(task)]
+        entries = self.entries(task)
         if labels is not None and any(entry["kind"] != "classification" for entry in entries):
             raise ValueError(
                 "labels can be given for tasks that ask for one label of an input only, and "
@@ -203,6 +241,18 @@ class HfZipStackedModel(HfZipTasksModel):
             task: The task, where it is known.
         """
         return self.shared(**inputs).logits, None
+
+
+def native_class(entry: Mapping[str, Any]) -> type[PreTrainedModel]:
+    """Returns the class of a source's native model.
+
+    Args:
+        entry: What the config says of the source.
+    """
+    own = HfZipClipForImageClassification
+    name = entry["architecture"]
+    found: type[PreTrainedModel] = own if name == own.__name__ else getattr(transformers, name)
+    return found
 
 
 class NamedTensors(nn.Module):
