@@ -9,13 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hf_zip.align import State, mean
+from hf_zip.align import State, mean, shares
 from hf_zip.aligned import check_refit, completed, fit_after, split_heads
 from hf_zip.combining.combination import Combination, Parameter, Setting
 from hf_zip.layer_depth import layer_depths
 from hf_zip.mapped import release_pages
 from hf_zip.method import Merged, MergeInputs
 from hf_zip.parallel import in_order, own_threads
+from hf_zip.weighing.feed import Run
+from hf_zip.weighing.regmean import check_shares
 
 # Numbers of all models together that are merged at once: what a processor's cache holds.
 _AT_ONCE = 1 << 18
@@ -82,6 +84,42 @@ def after_siblings(
     """
     found = fit_after(inputs, trunk, heads, refit, weights=weights)
     return replace(found, aligned=completed(inputs.states, found.state))
+
+
+@torch.no_grad()
+def with_matrices(
+    inputs: MergeInputs,
+    method: str,
+    solve: Callable[..., Iterator[tuple[str, Tensor]]],
+    refit: SiblingRefit,
+) -> Merged:
+    """Returns the weighted mean of models, in which a method puts matrices of its own.
+
+    Args:
+        inputs: What the method works on.
+        method: Its name.
+        solve: Yields names and matrices; takes the arguments of
+            `hf_zip.weighing.regmean.merged_matrices`, but for the options.
+        refit: What follows, see `ScaledOptions`.
+
+    Raises:
+        HfZipError: A weight is negative, or something is to be fitted that cannot be.
+    """
+    check_refit(inputs, refit)
+    check_shares(method, inputs.weights)
+    heads, trunks = split_heads(inputs, inputs.states)
+    runtime, trunk = inputs.runtime, mean(trunks, inputs.weights)
+    found = solve(
+        models=runtime.models,
+        states=trunks,
+        mean=dict(trunk),
+        feeds=runtime.feeds,
+        shares=shares(len(trunks), inputs.weights),
+        run=Run(runtime.accelerator, runtime.progress),
+    )
+    for name, matrix in found:
+        trunk[name] = matrix.to(trunk[name])
+    return after_siblings(inputs, trunk, heads, refit, inputs.weights)
 
 
 def merged_pieces(

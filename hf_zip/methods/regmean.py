@@ -1,15 +1,11 @@
 """RegMean: the matrices of linear layers that answer like each model's on that model's inputs."""
 
 from dataclasses import dataclass
+from functools import partial
 
-import torch
-
-from hf_zip.align import mean, shares
-from hf_zip.aligned import check_refit, split_heads
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
-from hf_zip.siblings import SiblingRefit, after_siblings
-from hf_zip.weighing.feed import Run
-from hf_zip.weighing.regmean import RegressionOptions, check_shares, merged_matrices
+from hf_zip.siblings import SiblingRefit, with_matrices
+from hf_zip.weighing.regmean import RegressionOptions, merged_matrices
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,6 @@ class RegMeanOptions(RegressionOptions):
     refit: SiblingRefit = "none"
 
 
-@torch.no_grad()
 def run(inputs: MergeInputs, options: RegMeanOptions) -> Merged:
     """Returns (Σ W_k G_k) (Σ G_k)⁻¹ for each linear layer, and the weighted mean of all else.
 
@@ -38,22 +33,8 @@ def run(inputs: MergeInputs, options: RegMeanOptions) -> Merged:
     model's training inputs. Deviations: means over tokens, not sums, so that a task with longer
     inputs does not count more; and directions that no input has keep the weighted mean.
     """
-    check_refit(inputs, options.refit)
-    check_shares("regmean", inputs.weights)
-    heads, trunks = split_heads(inputs, inputs.states)
-    runtime, trunk = inputs.runtime, mean(trunks, inputs.weights)
-    found = merged_matrices(
-        runtime.models,
-        trunks,
-        dict(trunk),
-        runtime.feeds,
-        shares(len(trunks), inputs.weights),
-        options,
-        Run(runtime.accelerator, runtime.progress),
-    )
-    for name, matrix in found:
-        trunk[name] = matrix.to(trunk[name])
-    return after_siblings(inputs, trunk, heads, options.refit, inputs.weights)
+    solve = partial(merged_matrices, options=options)
+    return with_matrices(inputs, "regmean", solve, options.refit)
 
 
 ENTRY = MergeMethod(

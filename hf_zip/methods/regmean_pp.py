@@ -1,15 +1,11 @@
 """RegMean++: RegMean from block to block, on what the merged blocks before give."""
 
 from dataclasses import dataclass
+from functools import partial
 
-import torch
-
-from hf_zip.align import mean, shares
-from hf_zip.aligned import check_refit, split_heads
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
-from hf_zip.siblings import SiblingRefit, after_siblings
-from hf_zip.weighing.feed import Run
-from hf_zip.weighing.regmean import RegressionOptions, check_shares
+from hf_zip.siblings import SiblingRefit, with_matrices
+from hf_zip.weighing.regmean import RegressionOptions
 from hf_zip.weighing.walk import merged_in_order
 
 
@@ -29,7 +25,6 @@ class RegMeanPlusOptions(RegressionOptions):
     refit: SiblingRefit = "none"
 
 
-@torch.no_grad()
 def run(inputs: MergeInputs, options: RegMeanPlusOptions) -> Merged:
     """Returns RegMean's matrices, with blocks that read what the merged blocks before them give.
 
@@ -38,23 +33,8 @@ def run(inputs: MergeInputs, options: RegMeanPlusOptions) -> Merged:
     those of `regmean`; and layers outside the blocks are merged too, in the order in which they
     run, on what the model merged so far gives them.
     """
-    check_refit(inputs, options.refit)
-    check_shares("regmean_pp", inputs.weights)
-    heads, trunks = split_heads(inputs, inputs.states)
-    runtime, trunk = inputs.runtime, mean(trunks, inputs.weights)
-    found = merged_in_order(
-        runtime.models,
-        runtime.adapter,
-        trunks,
-        dict(trunk),
-        runtime.feeds,
-        shares(len(trunks), inputs.weights),
-        options,
-        Run(runtime.accelerator, runtime.progress),
-    )
-    for name, matrix in found:
-        trunk[name] = matrix.to(trunk[name])
-    return after_siblings(inputs, trunk, heads, options.refit, inputs.weights)
+    solve = partial(merged_in_order, adapter=inputs.runtime.adapter, options=options)
+    return with_matrices(inputs, "regmean_pp", solve, options.refit)
 
 
 ENTRY = MergeMethod(
