@@ -1,20 +1,20 @@
 """AdaMerging: how much of each task vector is added, learnt from unlabelled inputs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hf_zip.align import State, mean
-from hf_zip.aligned import check_refit, completed, fit_after, split_heads
+from hf_zip.aligned import check_refit, split_heads
 from hf_zip.coefficients import Coefficients, Granularity
 from hf_zip.combining.magnitude import thresholds, trim
 from hf_zip.combining.signs import agreeing
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
 from hf_zip.ranges import check_between
-from hf_zip.siblings import SiblingRefit
+from hf_zip.siblings import SiblingRefit, after_siblings
 from hf_zip.side_by_side import SideBySide
 from hf_zip.training.learner import Learner
 from hf_zip.training.options import TrainingOptions
@@ -94,18 +94,9 @@ def run(inputs: MergeInputs, options: AdaMergingOptions) -> Merged:
     with torch.no_grad():
         state = module.merged()
     trunk = {name: state[name].cpu().to(own.dtype) for name, own in trunks[0].items()}
-    found = fit_after(inputs, trunk, heads, options.refit)
-    return Merged(
-        state=found.state,
-        heads=found.heads,
-        provenance={
-            **found.provenance,
-            "coefficients": module.by_layer(),
-            "trainings": (trained,),
-        },
-        config=found.config,
-        aligned=completed(inputs.states, found.state),
-    )
+    found = after_siblings(inputs, trunk, heads, options.refit)
+    added = {"coefficients": module.by_layer(), "trainings": (trained,)}
+    return replace(found, provenance={**found.provenance, **added})
 
 
 def _coefficients(
