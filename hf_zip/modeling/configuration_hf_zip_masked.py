@@ -49,9 +49,11 @@ class HfZipMaskedConfig(PretrainedConfig):
         self.apart = apart
         self.task = task
         super().__init__(**kwargs)
-        own = "modeling_hf_zip_masked.HfZipMaskedModel"
+        # The modules of a config and of its model, and these, are named alike.
+        module, name = type(self).__module__.rpartition(".")[2], type(self).__name__
+        own = f"{module}.{name}".replace("configuration_", "modeling_").replace("Config", "Model")
         self.auto_map = {
-            "AutoConfig": "configuration_hf_zip_masked.HfZipMaskedConfig",
+            "AutoConfig": f"{module}.{name}",
             "AutoModel": own,
             **{f"AutoModel{part}": own for part in _AUTO_CLASSES if part in self._classes},
         }
@@ -69,6 +71,28 @@ class HfZipMaskedConfig(PretrainedConfig):
     def num_channels(self) -> int | None:
         """Number of channels of the inputs, of a model that takes images."""
         return getattr(_of_images(self.trunk_config), "num_channels", None)
+
+
+class HfZipStackedConfig(HfZipMaskedConfig):
+    """Describes a shared model that has the rows of all heads.
+
+    Args:
+        trunk_config: Config of the shared model, a native one with the labels of all tasks.
+        members: For each source the `architecture` of its native model, which is the shared one's.
+        tasks: See `HfZipMaskedConfig`.
+        task: The task that is answered unless `forward` is told otherwise; left out, all are.
+    """
+
+    def __init__(
+        self,
+        trunk_config: Any = None,
+        members: list[dict[str, Any]] | None = None,
+        tasks: list[dict[str, Any]] | None = None,
+        task: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.pop("apart", None)  # stacked rows never are
+        super().__init__(trunk_config, members, tasks, False, task, **kwargs)
 
 
 def native_config(config: Any) -> Any:

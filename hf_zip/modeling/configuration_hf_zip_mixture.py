@@ -2,25 +2,22 @@
 
 from typing import Any
 
-from transformers import AutoConfig
-
-from .configuration_hf_zip_masked import HfZipMaskedConfig
+from .configuration_hf_zip_masked import HfZipStackedConfig
 
 
-class HfZipMixtureConfig(HfZipMaskedConfig):
+class HfZipMixtureConfig(HfZipStackedConfig):
     """Describes a shared model with the heads of all sources, and the MLPs to which they add.
 
     Args:
-        trunk_config: Config of the shared model, a native one with the labels of all tasks.
-        members: For each source the `architecture` of its native model, which is the shared one's.
-        tasks: See `HfZipMaskedConfig`.
+        trunk_config: See `HfZipStackedConfig`; so are the next two and `task`.
+        members: See `trunk_config`.
+        tasks: See `trunk_config`.
         mlps: Of each block the names of the two linear layers of its MLP.
         layers: How many linear layers a router has.
-        task: The task that is answered unless `forward` is told otherwise; left out, all are.
+        task: See `trunk_config`.
     """
 
     model_type = "hf_zip_mixture"
-    sub_configs = {"trunk_config": AutoConfig}  # noqa: RUF012
 
     def __init__(
         self,
@@ -34,10 +31,4 @@ class HfZipMixtureConfig(HfZipMaskedConfig):
     ) -> None:
         self.mlps = [list(names) for names in mlps or []]
         self.layers = layers
-        kwargs.pop("apart", None)  # stacked rows never are
-        super().__init__(trunk_config, members, tasks, False, task, **kwargs)
-        own = "modeling_hf_zip_mixture.HfZipMixtureModel"
-        self.auto_map = {
-            auto: "configuration_hf_zip_mixture.HfZipMixtureConfig" if auto == "AutoConfig" else own
-            for auto in self.auto_map
-        }
+        super().__init__(trunk_config, members, tasks, task, **kwargs)

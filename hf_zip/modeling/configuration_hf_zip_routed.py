@@ -2,29 +2,26 @@
 
 from typing import Any
 
-from transformers import AutoConfig
-
-from .configuration_hf_zip_masked import HfZipMaskedConfig
+from .configuration_hf_zip_masked import HfZipStackedConfig
 
 
-class HfZipRoutedConfig(HfZipMaskedConfig):
+class HfZipRoutedConfig(HfZipStackedConfig):
     """Describes a shared model with the heads of all sources, and what is kept of each of them.
 
     Args:
-        trunk_config: Config of the shared model, a native one with the labels of all tasks.
-        members: For each source the `architecture` of its native model, which is the shared one's.
-        tasks: See `HfZipMaskedConfig`.
+        trunk_config: See `HfZipStackedConfig`; so are the next two and `task`.
+        members: See `trunk_config`.
+        tasks: See `trunk_config`.
         head: Name of the layer whose input the router reads.
         features: How many features that input has.
         expert: Names of the parameters to which each source adds something.
         rank: Share of the directions of a matrix that are kept of what a source adds.
         routing: "soft" weighs what all sources add by how likely an input is of their tasks; "top"
             takes the likeliest alone.
-        task: The task that is answered unless `forward` is told otherwise; left out, all are.
+        task: See `trunk_config`.
     """
 
     model_type = "hf_zip_routed"
-    sub_configs = {"trunk_config": AutoConfig}  # noqa: RUF012
 
     def __init__(
         self,
@@ -44,10 +41,4 @@ class HfZipRoutedConfig(HfZipMaskedConfig):
         self.expert = list(expert or [])
         self.rank = rank
         self.routing = routing
-        kwargs.pop("apart", None)  # stacked rows never are
-        super().__init__(trunk_config, members, tasks, False, task, **kwargs)
-        own = "modeling_hf_zip_routed.HfZipRoutedModel"
-        self.auto_map = {
-            auto: "configuration_hf_zip_routed.HfZipRoutedConfig" if auto == "AutoConfig" else own
-            for auto in self.auto_map
-        }
+        super().__init__(trunk_config, members, tasks, task, **kwargs)
