@@ -55,110 +55,10 @@ def assemble_kept(
         dtype: Precision of the parameters.
     """
     if isinstance(merged.kept, Masked):
-        return assemble_masked(merged.kept, sources, tasks, record, dtype)
+        return _masked(merged.kept, sources, tasks, record, dtype)
     if isinstance(merged.kept, Mixture):
-        return assemble_mixture(merged, merged.kept, sources, tasks, record, dtype)
-    return assemble_routed(merged, merged.kept, sources, tasks, record, dtype)
-
-
-def assemble_routed(
-    merged: Merged,
-    kept: Any,
-    sources: Sequence[Source],
-    tasks: Sequence[Task],
-    record: Mapping[str, Any],
-    dtype: torch.dtype,
-) -> HfZipRoutedModel:
-    """Returns a model with the heads of all sources, which adds to what they share.
-
-    Args:
-        merged: See `assemble_kept`.
-        kept: What it kept.
-        sources: See `assemble_kept`; so are the next three.
-        tasks: See `sources`.
-        record: See `sources`.
-        dtype: See `sources`.
-    """
-    native = assemble(merged, sources[0].model, tasks, {}, sources[0].model.dtype)
-    config = HfZipRoutedConfig(
-        **_entries(native, sources, tasks),
-        head=kept.head,
-        features=kept.weight.shape[1],
-        expert=[*kept.left, *kept.whole],
-        rank=kept.rank,
-        routing=kept.routing,
-        dtype=dtype,
-    )
-    state = dict[str, Tensor]()
-    for place in ("left", "right", "whole"):
-        state |= {f"{place}.{name}": x for name, x in getattr(kept, place).items()}
-    state |= {"router.weight": kept.weight, "router.bias": kept.bias}
-    model = _stacked(HfZipRoutedModel, config, native, state, record)
-    return model.to(dtype)
-
-
-def assemble_mixture(
-    merged: Merged,
-    kept: Mixture,
-    sources: Sequence[Source],
-    tasks: Sequence[Task],
-    record: Mapping[str, Any],
-    dtype: torch.dtype,
-) -> HfZipMixtureModel:
-    """Returns a model with the heads of all sources, whose MLPs are mixed for each input.
-
-    Args:
-        merged: See `assemble_kept`.
-        kept: What it kept.
-        sources: See `assemble_kept`; so are the next three.
-        tasks: See `sources`.
-        record: See `sources`.
-        dtype: See `sources`.
-    """
-    native = assemble(merged, sources[0].model, tasks, {}, sources[0].model.dtype)
-    config = HfZipMixtureConfig(
-        **_entries(native, sources, tasks),
-        mlps=[list(names) for names in kept.mlps],
-        layers=kept.layers,
-        dtype=dtype,
-    )
-    state = {f"mlps.{i}.{n}": x for i, part in enumerate(kept.parts) for n, x in part.items()}
-    model = _stacked(HfZipMixtureModel, config, native, state, record)
-    return model.to(dtype)
-
-
-def assemble_masked(
-    kept: Masked,
-    sources: Sequence[Source],
-    tasks: Sequence[Task],
-    record: Mapping[str, Any],
-    dtype: torch.dtype = torch.float32,
-) -> HfZipMaskedModel:
-    """Returns a model with what all sources share, and of each what is kept of it.
-
-    Heads, running statistics and parameters that the base lacks are as they were in each source.
-
-    Args:
-        kept: What a method found.
-        sources: The sources.
-        tasks: Their tasks, at least one.
-        record: What else `config.hf_zip` should keep, as plain values.
-        dtype: Precision of the parameters.
-    """
-    apart = heads_apart(sources)
-    saved = [stored(source.model) for source in sources]
-    config = _config(kept, sources, saved, tasks, record, apart, dtype)
-    with torch.random.fork_rng(devices=[]):
-        model = HfZipMaskedModel(config).to(next(iter(kept.vector.values())).dtype).eval()
-    state = {
-        **{f"base.{name}": tensor for name, tensor in kept.base.items()},
-        **{f"vector.{name}": tensor for name, tensor in kept.vector.items()},
-        **{f"masks.{name}": tensor for name, tensor in kept.masks.items()},
-    }
-    for position, (entry, own) in enumerate(zip(config.members, saved, strict=True)):
-        state |= {f"own.{position}.{name}": own[name] for name in entry["own"]}
-    _load(model, state)
-    return model.to(dtype)
+        return _mixture(merged, merged.kept, sources, tasks, record, dtype)
+    return _routed(merged, merged.kept, sources, tasks, record, dtype)
 
 
 def native_of_task(model: HfZipMembersModel, task: str) -> PreTrainedModel:
@@ -210,6 +110,81 @@ def single_task(model: HfZipRoutedModel, task: str) -> PreTrainedModel:
         for name, tensor in model.parameters_for(model.weights_of(task)[0]).items():
             native.get_parameter(name).copy_(tensor)
     return task_model(native, task)
+
+
+def _routed(
+    merged: Merged,
+    kept: Any,
+    sources: Sequence[Source],
+    tasks: Sequence[Task],
+    record: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> HfZipRoutedModel:
+    """Returns a model with the heads of all sources, which adds to what they share."""
+    native = assemble(merged, sources[0].model, tasks, {}, sources[0].model.dtype)
+    config = HfZipRoutedConfig(
+        **_entries(native, sources, tasks),
+        head=kept.head,
+        features=kept.weight.shape[1],
+        expert=[*kept.left, *kept.whole],
+        rank=kept.rank,
+        routing=kept.routing,
+        dtype=dtype,
+    )
+    state = dict[str, Tensor]()
+    for place in ("left", "right", "whole"):
+        state |= {f"{place}.{name}": x for name, x in getattr(kept, place).items()}
+    state |= {"router.weight": kept.weight, "router.bias": kept.bias}
+    model = _stacked(HfZipRoutedModel, config, native, state, record)
+    return model.to(dtype)
+
+
+def _mixture(
+    merged: Merged,
+    kept: Mixture,
+    sources: Sequence[Source],
+    tasks: Sequence[Task],
+    record: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> HfZipMixtureModel:
+    """Returns a model with the heads of all sources, whose MLPs are mixed for each input."""
+    native = assemble(merged, sources[0].model, tasks, {}, sources[0].model.dtype)
+    config = HfZipMixtureConfig(
+        **_entries(native, sources, tasks),
+        mlps=[list(names) for names in kept.mlps],
+        layers=kept.layers,
+        dtype=dtype,
+    )
+    state = {f"mlps.{i}.{n}": x for i, part in enumerate(kept.parts) for n, x in part.items()}
+    model = _stacked(HfZipMixtureModel, config, native, state, record)
+    return model.to(dtype)
+
+
+def _masked(
+    kept: Masked,
+    sources: Sequence[Source],
+    tasks: Sequence[Task],
+    record: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> HfZipMaskedModel:
+    """Returns a model with what all sources share, and of each what is kept of it.
+
+    Heads, running statistics and parameters that the base lacks are as they were in each source.
+    """
+    apart = heads_apart(sources)
+    saved = [stored(source.model) for source in sources]
+    config = _config(kept, sources, saved, tasks, record, apart, dtype)
+    with torch.random.fork_rng(devices=[]):
+        model = HfZipMaskedModel(config).to(next(iter(kept.vector.values())).dtype).eval()
+    state = {
+        **{f"base.{name}": tensor for name, tensor in kept.base.items()},
+        **{f"vector.{name}": tensor for name, tensor in kept.vector.items()},
+        **{f"masks.{name}": tensor for name, tensor in kept.masks.items()},
+    }
+    for position, (entry, own) in enumerate(zip(config.members, saved, strict=True)):
+        state |= {f"own.{position}.{name}": own[name] for name in entry["own"]}
+    _load(model, state)
+    return model.to(dtype)
 
 
 def _entries(
