@@ -19,7 +19,7 @@ from hf_zip.compatibility import (
 )
 from hf_zip.errors import HfZipError
 from hf_zip.licenses import license_warnings, stated_licenses
-from hf_zip.methods import method_named, methods
+from hf_zip.methods import method_named
 from hf_zip.products import Products
 from hf_zip.similarity import (
     ROLES,
@@ -39,8 +39,9 @@ from hf_zip.tokenization import check_tokenizer, compare_tokenizers
 
 _SUGGESTIONS: dict[Initialisation, str] = {
     "shared": (
-        "average: the models' weights are alike part by part, so their mean makes sense; with the "
-        "model that they were fine-tuned from (--base), compare {siblings}"
+        "iso_c, wudi or tsv, with the model that they were fine-tuned from (--base) and no data, "
+        "or average without it: the models' weights are alike part by part; `hf-zip methods` lists "
+        "the other methods for such models"
     ),
     "different": (
         "{name}: the models' weights are unrelated part by part, so their mean is noise; {name} "
@@ -266,12 +267,7 @@ def _suggestion(verdict: Initialisation, adapter: Adapter | None) -> str:
     if adapter is None and verdict != "shared":
         return _WITHOUT_TABLE
     name, way = _for_unrelated(adapter)
-    return _SUGGESTIONS[verdict].format(name=name, way=way, siblings=_siblings())
-
-
-def _siblings() -> str:
-    """The methods for fine-tunes of a known base."""
-    return ", ".join(name for name, known in methods().items() if known.requires.base)
+    return _SUGGESTIONS[verdict].format(name=name, way=way)
 
 
 def _initialisation(

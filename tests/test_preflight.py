@@ -1,4 +1,5 @@
 import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from hf_zip.adapters import vit as vit_adapter
 from hf_zip.adapters.bert import example as bert
 from hf_zip.adapters.deit import example as deit
 from hf_zip.errors import HfZipError
+from hf_zip.methods import method_named
 from hf_zip.preflight import Preflight, preflight, render
 from hf_zip.similarity import (
     LINEAR_ROLES,
@@ -64,8 +66,11 @@ def test_models_that_fit():
     assert codes(found, "error") == codes(found, "warning") == []
     assert codes(found, "info") == ["task", "task"]
     assert found.initialisation == "shared"
-    assert found.suggestion.startswith("average: ")
-    assert "(--base), compare ace, adamerging, breadcrumbs, consensus, " in found.suggestion
+    led = r"(\w+), (\w+) or (\w+), with .* \(--base\) and no data, or average without it: "
+    named = re.match(led, found.suggestion)
+    assert found.suggestion.endswith("`hf-zip methods` lists the other methods for such models")
+    for needs in (method_named(name).requires for name in named.groups()):
+        assert (needs.base, needs.shared_init, needs.calibration) == (True, True, False)
 
 
 def test_different_initialisations():
