@@ -1,8 +1,6 @@
 """Tails of a partial zip that are rewritten in the merged features, and need no map to read them."""
 
 import copy
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -20,6 +18,7 @@ from hf_zip.recipe import Recipe
 from hf_zip.sources import Source
 from hf_zip.tasks import resolve_tasks
 from tests.models import images, permuted, randomise, vit
+from tests.remote import without_hf_zip
 from tests.test_rotation import inputs_for, scrambled, scrambled_without_biases
 
 # Of the methods for models whose features mean the same, which leave all tails as they are, the
@@ -155,19 +154,13 @@ def test_what_is_saved_loads_with_and_without_hf_zip(parents, tmp_path):
     reloaded = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(reloaded), logits(model))
     torch.testing.assert_close(logits(for_task(reloaded, "b")), logits(model, task="b"))
-    torch.save(images(model, 16, seed=3), tmp_path / "inputs.pt")
-    code = f"""
-import sys
-sys.modules["hf_zip"] = None
-import torch
+    code = """
 from transformers import AutoModelForImageClassification
-folder = {str(tmp_path / "out")!r}
-model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
-torch.save(model(**torch.load({str(tmp_path / "inputs.pt")!r})).logits, {str(tmp_path / "o.pt")!r})
+model = AutoModelForImageClassification.from_pretrained("out", trust_remote_code=True)
+found = model(**inputs).logits
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert torch.equal(torch.load(tmp_path / "o.pt"), logits(model))
+    found = without_hf_zip(code, tmp_path, inputs=images(model, 16, seed=3))
+    assert torch.equal(found, logits(model))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "follow as they were, rewritten in the shared features." in card
     written = Recipe.from_yaml(tmp_path / "out" / "hf_zip_recipe.yaml")

@@ -2,9 +2,6 @@
 
 import copy
 import pickle
-import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -37,6 +34,7 @@ from hf_zip.recipe import Recipe
 from hf_zip.sweep import sweep
 from tests.data import random_images
 from tests.models import images, processor, randomise, rows, vit
+from tests.remote import code_files, without_hf_zip
 from tests.siblings import family, finetuned, near, trunk
 from tests.texts import bert, tokenizer
 
@@ -343,33 +341,20 @@ def test_a_merge_among_the_sources_keeps_its_tasks(texts):
 def test_loaded_without_hf_zip_through_remote_code(texts, tmp_path):
     base, models = texts
     merged = merge(models, base, out=tmp_path / "out").model
-    torch.save(tokens(), tmp_path / "inputs.pt")
-    code = f"""
-import sys
-sys.modules["hf_zip"] = None
-import torch
+    code = """
 from transformers import AutoModel, pipeline
-folder = {str(tmp_path / "out")!r}
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-inputs = torch.load({str(tmp_path / "inputs.pt")!r})
-logits = [model(**inputs).logits, model(**inputs, task="b").logits]
-torch.save(logits, {str(tmp_path / "logits.pt")!r})
-found = pipeline("text-classification", folder, trust_remote_code=True)("who is the best", top_k=9)
-assert len(found) == 9, found
-model.save_pretrained({str(tmp_path / "again")!r})
+model = AutoModel.from_pretrained("out", trust_remote_code=True)
+found = [model(**inputs).logits, model(**inputs, task="b").logits]
+classify = pipeline("text-classification", "out", trust_remote_code=True)
+assert len(classify("who is the best", top_k=9)) == 9
+model.save_pretrained("again")
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    both, one = torch.load(tmp_path / "logits.pt")
+    both, one = without_hf_zip(code, tmp_path, inputs=dict(tokens()))
     assert torch.equal(both, answer(merged).logits)
     assert torch.equal(one, answer(merged, task="b").logits)
-    names = ("configuration_hf_zip_clip", "configuration_hf_zip_masked", "modeling_hf_zip_clip")
-    names = (*names, "modeling_hf_zip_masked", "modeling_hf_zip_members", "modeling_hf_zip_tasks")
-    for folder in ("out", "again"):
-        assert sorted(p.stem for p in (tmp_path / folder).glob("*.py")) == sorted(names)
-    for path in (tmp_path / "out").glob("*.py"):
-        lines = path.read_text().splitlines()
-        assert not [line for line in lines if re.match(r"(from|import) hf_zip", line)]
+    names = ["configuration_hf_zip_clip", "configuration_hf_zip_masked", "modeling_hf_zip_clip"]
+    names += ["modeling_hf_zip_masked", "modeling_hf_zip_members", "modeling_hf_zip_tasks"]
+    assert code_files(tmp_path / "out") == code_files(tmp_path / "again") == names
 
 
 def test_images_are_classified_measured_and_carded(tmp_path):

@@ -1,9 +1,6 @@
 """Merges of models whose heads are of several kinds: one trunk, every head as it was."""
 
 import copy
-import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from hf_zip.inspection import describe
 from hf_zip.merged import for_task, is_of_own_class, load_merge
 from hf_zip.modeling import HfZipMultiHeadModel
 from tests.models import permuted, random_inputs, randomise, rows, vit
+from tests.remote import code_files, without_hf_zip
 from tests.texts import bert, sentences, tokenizer
 
 HEADS = {
@@ -185,29 +183,16 @@ def test_saved_and_loaded(parents, tmp_path):
 def test_loaded_without_hf_zip_through_remote_code(parents, tmp_path):
     model = merge(parents, "permute", out=tmp_path / "out").model
     inputs = random_inputs(model.trunk, 5, seed=4)
-    torch.save(inputs, tmp_path / "inputs.pt")
-    folder = str(tmp_path / "out")
-    code = f"""
-import sys
-sys.modules["hf_zip"] = None  # as if it were not installed
-import torch
+    code = """
 from transformers import AutoModel
-model = AutoModel.from_pretrained({folder!r}, trust_remote_code=True).eval()
+model = AutoModel.from_pretrained("out", trust_remote_code=True).eval()
 with torch.no_grad():
-    logits = model(**torch.load({str(tmp_path / "inputs.pt")!r}), task="tags").logits
-torch.save(logits, {str(tmp_path / "logits.pt")!r})
+    found = model(**inputs, task="tags").logits
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), answers(model, "tags").logits)
-    files = sorted(path.name for path in (tmp_path / "out").glob("*.py"))
-    assert files == [
-        "configuration_hf_zip_multi_head.py",
-        "modeling_hf_zip_multi_head.py",
-    ]
-    for name in files:
-        lines = (tmp_path / "out" / name).read_text().splitlines()
-        assert not [line for line in lines if re.match(r"(from|import) hf_zip", line)]
+    found = without_hf_zip(code, tmp_path, inputs=inputs)
+    assert torch.equal(found, answers(model, "tags").logits)
+    names = ["configuration_hf_zip_multi_head", "modeling_hf_zip_multi_head"]
+    assert code_files(tmp_path / "out") == names
 
 
 def test_one_tasks_model_is_smaller_and_answers_alike(parents):

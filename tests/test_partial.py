@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,6 +22,7 @@ from hf_zip.merged import for_task, is_of_own_class, load_merge
 from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
 from tests.data import random_images
 from tests.models import images, processor, rows, vit
+from tests.remote import code_files, without_hf_zip
 
 DEPTH = 2
 
@@ -211,40 +210,28 @@ def test_saved_and_loaded_by_an_auto_class(parents, tmp_path, depth, auto):
 def test_loaded_without_hf_zip_through_remote_code(parents, tmp_path):
     model = merge(parents, 1, processor=processor(), out=tmp_path / "out").model
     random_images(1)[0].save(tmp_path / "image.png")
-    torch.save(images(model, 6, seed=4), tmp_path / "inputs.pt")
-    code = f"""
-import sys
-sys.modules["hf_zip"] = None
-import torch
+    code = """
 from transformers import AutoModelForImageClassification, pipeline
-folder = {str(tmp_path / "out")!r}
 try:
-    AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False)
+    AutoModelForImageClassification.from_pretrained("out", trust_remote_code=False)
 except ValueError as error:
     assert "trust_remote_code" in str(error)
 else:
     raise AssertionError("loaded without trust")
-model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
-torch.save(model(**torch.load({str(tmp_path / "inputs.pt")!r})).logits, {str(tmp_path / "o.pt")!r})
-answers = pipeline("image-classification", folder, trust_remote_code=True)(
-    {str(tmp_path / "image.png")!r}, top_k=9
-)
-assert len(answers) == 5, answers
-model.save_pretrained({str(tmp_path / "again")!r})
+model = AutoModelForImageClassification.from_pretrained("out", trust_remote_code=True)
+found = model(**inputs).logits
+classify = pipeline("image-classification", "out", trust_remote_code=True)
+assert len(classify("image.png", top_k=9)) == 5
+model.save_pretrained("again")
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert torch.equal(torch.load(tmp_path / "o.pt"), logits(model))
+    found = without_hf_zip(code, tmp_path, inputs=images(model, 6, seed=4))
+    assert torch.equal(found, logits(model))
     assert (tmp_path / "again" / "modeling_hf_zip.py").is_file()
 
 
 def test_the_travelling_files_import_nothing_of_hf_zip(parents, tmp_path):
     merge(parents, 1, out=tmp_path / "out")
-    files = {path.name for path in (tmp_path / "out").glob("*.py")}
-    assert files == {"configuration_hf_zip.py", "modeling_hf_zip.py"}
-    for name in files:
-        lines = (tmp_path / "out" / name).read_text().splitlines()
-        assert not [line for line in lines if re.match(r"(from|import) hf_zip", line)]
+    assert code_files(tmp_path / "out") == ["configuration_hf_zip", "modeling_hf_zip"]
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -372,11 +359,7 @@ def test_the_card_says_that_blocks_are_shared_and_how_to_load(parents, tmp_path)
     assert "of the energy of the sources'" in card
     random_images(1)[0].save(tmp_path / "out" / "image.png")
     for code in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
-        hidden = "import sys\nsys.modules['hf_zip'] = None\n" + code
-        result = subprocess.run(
-            [sys.executable, "-c", hidden], cwd=tmp_path / "out", capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
+        without_hf_zip(code, tmp_path / "out")
     full = merge(parents, None, processor=processor(), out=tmp_path / "full")
     assert "trust_remote_code" not in (tmp_path / "full" / "README.md").read_text()
     assert full.report.architecture == "ViTForImageClassification"

@@ -1,8 +1,5 @@
 """Merges that add to what models share what else suits an input, chosen by a router."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -25,6 +22,7 @@ from hf_zip.modeling import HfZipRoutedConfig, HfZipRoutedModel
 from hf_zip.modeling.modeling_hf_zip_routed import thin_shapes
 from tests.data import random_images
 from tests.models import images, processor, rows, vit
+from tests.remote import code_files, without_hf_zip
 from tests.siblings import family, finetuned, near
 from tests.texts import bert, sentences, tokenizer
 
@@ -218,24 +216,17 @@ def test_saved_and_loaded(result, tmp_path):
 def test_loaded_without_hf_zip_through_remote_code(texts, tmp_path):
     base, models = texts
     model = merge(models, base, out=tmp_path / "out").model
-    torch.save(dict(mixed()), tmp_path / "inputs.pt")
-    code = f"""
-import sys
-sys.modules["hf_zip"] = None
-import torch
+    code = """
 from transformers import AutoModel, pipeline
-folder = {str(tmp_path / "out")!r}
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained("out", trust_remote_code=True)
 with torch.no_grad():
-    logits = model(**torch.load({str(tmp_path / "inputs.pt")!r})).logits
-torch.save(logits, {str(tmp_path / "logits.pt")!r})
-found = pipeline("text-classification", folder, trust_remote_code=True)("who is the best", top_k=9)
-assert len(found) == 9, found
+    found = model(**inputs).logits
+classify = pipeline("text-classification", "out", trust_remote_code=True)
+assert len(classify("who is the best", top_k=9)) == 9
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), answer(model).logits)
-    assert len(list((tmp_path / "out").glob("*.py"))) == 6
+    found = without_hf_zip(code, tmp_path, inputs=dict(mixed()))
+    torch.testing.assert_close(found, answer(model).logits)
+    assert len(code_files(tmp_path / "out")) == 6
 
 
 def test_images_are_routed_measured_and_carded(tmp_path):
