@@ -14,17 +14,15 @@ from hf_zip.groups import blocks
 from hf_zip.members import assemble_kept
 from hf_zip.method import Merged, MergeMethod
 from hf_zip.multi_head import assemble_multi_head
+from hf_zip.nested import run_gathered
 from hf_zip.partial import assemble_partial
-from hf_zip.preparation import Prepared, covariances
+from hf_zip.preparation import Prepared
 from hf_zip.recipe import Budget, Recipe, Unmerge
 
 
 def run_method(method: MergeMethod, prepared: Prepared, options: Any) -> Merged:
     """Returns what a method makes of prepared sources, after gathering the statistics it needs."""
-    inputs = prepared.inputs
-    if method.requires.covariances:
-        inputs = replace(inputs, covariances=covariances(inputs))
-    merged = method.run(inputs, options)
+    merged = run_gathered(method, prepared.inputs, options)
     for source in prepared.sources:
         source.model.cpu()
     return merged

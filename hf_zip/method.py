@@ -1,7 +1,7 @@
 """What a merge method is: what it needs, what it works on, and what it returns."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -48,6 +48,25 @@ class Requires:
     plain_scores: bool = False
     elementwise: bool = False
     models: int | None = None
+
+    def after(self, first: "Requires") -> "Requires":
+        """Returns what a method needs that runs another one first, and gathers what that needs.
+
+        Args:
+            first: What the other one needs.
+        """
+        return replace(
+            self,
+            base=self.base or first.base,
+            calibration=self.calibration or first.calibration,
+            shared_init=self.shared_init or first.shared_init,
+            canonical=first.canonical,
+            rotated=first.rotated,
+            or_post_norm=first.or_post_norm,
+            plain_scores=first.plain_scores,
+            elementwise=self.elementwise and first.elementwise,
+            models=first.models,
+        )
 
     def form_obstacle(self, adapter: Adapter) -> str:
         """Returns why a family's models lack the form that is needed; nothing if they have it."""
@@ -300,6 +319,21 @@ class MergeMethod:
     combination: Combination | None = None
     per_task: bool = False
 
+    def with_options(self, options: Any) -> "MergeMethod":
+        """Returns the method with what it needs with these options, and a name that tells.
+
+        Options may name another method that is run first, as `first`, or take what was added to a
+        base model, as `origin`.
+        """
+        requires, first = self.requires, getattr(options, "first", None)
+        if getattr(options, "origin", "zero") == "base":
+            requires = replace(requires, base=True)
+        if first is None:
+            return replace(self, requires=requires)
+        return replace(
+            self, name=f"{self.name}: {first.name}", requires=requires.after(first.requires)
+        )
+
     def needs_base(self, options: Any) -> bool:
         """Tells whether a base model is needed with these options."""
-        return self.requires.base or getattr(options, "origin", "zero") == "base"
+        return self.with_options(options).requires.base

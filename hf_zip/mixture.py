@@ -14,11 +14,11 @@ from hf_zip.groups import blocks
 from hf_zip.learned import learned
 from hf_zip.method import Merged, MergeInputs, Mixture
 from hf_zip.modeling.modeling_hf_zip_mixture import RoutedMlp, mixing
-from hf_zip.side_by_side import SideBySide
+from hf_zip.side_by_side import SideBySide, distinct_sets
 from hf_zip.training.learner import Learner
 from hf_zip.training.options import TrainingOptions
 from hf_zip.training.trained import Trained
-from hf_zip.undecided import deciding_kinds, distinct_sets, entropy_of_merge, identity_of
+from hf_zip.undecided import deciding_kinds, entropy_of_merge, identity_of
 
 Places = tuple[tuple[str, str], ...]
 _SPREAD = 0.01  # of the random weights that a router begins with

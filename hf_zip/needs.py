@@ -17,6 +17,7 @@ def check_needs(method: MergeMethod, request: Request) -> None:
             another number of models; or it cannot give what the recipe asks of it.
     """
     recipe = request.recipe
+    method = method.with_options(method_options(method, recipe.parameters))
     if method.per_task:
         _check_per_task(method, recipe)
     resolve_unmerge(method, request)
@@ -40,8 +41,7 @@ def check_needs(method: MergeMethod, request: Request) -> None:
             f"{method.name!r} merges {count} models, but there are {len(recipe.models)}; give "
             f"{count}, or use a method for any number, such as 'karcher' or 'average'"
         )
-    needs_base = method.needs_base(method_options(method, recipe.parameters))
-    if needs_base and recipe.base_model is None:
+    if method.requires.base and recipe.base_model is None:
         raise HfZipError(
             f"{method.name!r} needs the model that the others were fine-tuned from; give "
             "base_model (--base)"

@@ -145,6 +145,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in get_args(hint):
             return None
         hints = [arg for arg in get_args(hint) if arg is not type(None)]
+        if isinstance(value, str) and str in hints:  # a number or any text
+            return value
         # A number or one of a few words: what is text should be one of the words. A name or
         # several: what is a list should be several.
         origins: tuple[Any, ...] = (Literal,) if isinstance(value, str) else ()

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
@@ -14,7 +13,6 @@ from hf_zip.adapters import Adapter
 from hf_zip.arrangement import arrange_heads, trunks_of
 from hf_zip.base_model import base_state
 from hf_zip.choices import choices
-from hf_zip.collect import collect, group_observations
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import description_of
 from hf_zip.groups import blocks
@@ -30,7 +28,6 @@ from hf_zip.recipe import Recipe
 from hf_zip.refit.walk import check_scores
 from hf_zip.request import Request
 from hf_zip.sources import Source
-from hf_zip.statistics.covariance import Covariance
 from hf_zip.support import Support, support
 from hf_zip.tasks import Task
 from hf_zip.varying import Varied
@@ -105,8 +102,9 @@ def prepare(
     """
     recipe = request.recipe
     chosen = choices(method, recipe)
+    method = method.with_options(chosen.options)
     sources, base = request.load_sources(), request.load_base()
-    needs_base = method.needs_base(chosen.options)
+    needs_base = method.requires.base
     if not needs_base:  # task vectors are added up, and are what they are
         chosen = chosen.weighted(recipe.models, [source.model for source in sources])
     known = support(trunks_of(sources)[0].model)
@@ -172,27 +170,6 @@ def prepare(
         apart=heads_apart(sources),
         base=base,
     )
-
-
-def covariances(inputs: MergeInputs) -> dict[str, tuple[torch.Tensor, ...]]:
-    """Returns for every merge group one covariance per tap, over the features of all models."""
-    runtime = inputs.runtime
-    observations = [
-        (group.name, observation)
-        for group in inputs.groups
-        for observation in group_observations(group, len(inputs.states))
-    ]
-    found = collect(
-        runtime.models,
-        runtime.calibration,
-        [observation for _, observation in observations],
-        Covariance,
-        **runtime.running,
-    )
-    by_group: dict[str, tuple[torch.Tensor, ...]] = {}
-    for (name, _), statistic in zip(observations, found, strict=True):
-        by_group[name] = (*by_group.get(name, ()), statistic.covariance().cpu())
-    return by_group
 
 
 def _check_supported(method: MergeMethod, recipe: Recipe, known: Support, apart: bool) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from hf_zip.collect import collation
+from hf_zip.collect import check_inputs, collation
+from hf_zip.weighing.feed import Feed
 
 
 class SideBySide(Dataset[tuple[Any, ...]]):
@@ -32,3 +33,14 @@ class SideBySide(Dataset[tuple[Any, ...]]):
             str(position): collate(list(own))
             for position, (own, collate) in enumerate(zip(columns, self._collates, strict=True))
         }
+
+
+def distinct_sets(feeds: Sequence[Feed]) -> tuple[list[Any], list[int]]:
+    """Returns the data sets of models, each once, and which of them each model runs on."""
+    sets: list[Any] = []
+    for feed in feeds:
+        check_inputs(feed.inputs)
+        if not any(feed.inputs is known for known in sets):
+            sets.append(feed.inputs)
+    known = [id(own) for own in sets]
+    return sets, [known.index(id(feed.inputs)) for feed in feeds]

@@ -9,13 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.coefficients import outputs_of_merge
-from hf_zip.collect import check_inputs
 from hf_zip.errors import HfZipError
 from hf_zip.kinds import Kind, head_kind
 from hf_zip.method import MergeInputs
 from hf_zip.training.choices import CHOOSING, choices, entropy
 from hf_zip.training.options import TrainingOptions
-from hf_zip.weighing.feed import Feed
 
 # Masked words are what a model chooses between only where a word is masked.
 _DECIDED = tuple(kind for kind in CHOOSING if kind != "masked-lm")
@@ -58,17 +56,6 @@ def deciding_kinds(method: str, inputs: MergeInputs) -> list[Kind]:
                 "method that needs no data, such as 'task_arithmetic' or 'ties'"
             )
     return kinds
-
-
-def distinct_sets(feeds: Sequence[Feed]) -> tuple[list[Any], list[int]]:
-    """Returns the data sets of models, each once, and which of them each model runs on."""
-    sets: list[Any] = []
-    for feed in feeds:
-        check_inputs(feed.inputs)
-        if not any(feed.inputs is known for known in sets):
-            sets.append(feed.inputs)
-    known = [id(own) for own in sets]
-    return sets, [known.index(id(feed.inputs)) for feed in feeds]
 
 
 def entropy_of_merge(

@@ -27,7 +27,7 @@ from hf_zip.matching.rotation import (
 from hf_zip.method import MergeInputs, Runtime, WeightOptions
 from hf_zip.methods import method_named
 from hf_zip.methods.rotate import RotateOptions, run
-from hf_zip.preparation import covariances
+from hf_zip.nested import covariances
 from tests.models import images, random_permutations, randomise, rows, vit, with_parameters
 
 PRE_NORM = [adapter for adapter in adapters().values() if not obstacle(adapter, rotated=True)]

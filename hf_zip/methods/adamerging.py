@@ -15,13 +15,12 @@ from hf_zip.combining.signs import agreeing
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, after_siblings
-from hf_zip.side_by_side import SideBySide
+from hf_zip.side_by_side import SideBySide, distinct_sets
 from hf_zip.training.learner import Learner
 from hf_zip.training.options import TrainingOptions
 from hf_zip.undecided import (
     check_recomputed,
     deciding_kinds,
-    distinct_sets,
     entropy_of_merge,
     identity_of,
 )

@@ -9,6 +9,7 @@ from hf_zip.errors import HfZipError
 from hf_zip.learned import learned
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
 from hf_zip.methods import method_named, methods
+from hf_zip.nested import run_nested
 from hf_zip.plain import build
 from hf_zip.products import products, total, verdict
 from hf_zip.rooting.options import RootingOptions
@@ -69,10 +70,9 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
         states=tuple(learned(model) for model in brought),
         base=root if method.requires.base else None,
         runtime=replace(inputs.runtime, models=brought),
-        model_options=tuple(_options_of(method, own) for own in inputs.model_options),
     )
     own = build(method.options, options.then_parameters, "parameters.then_parameters")
-    merged = method.run(siblings, own)
+    merged = run_nested(method, siblings, own)
     rooted = {position: own for position, own in enumerate(found) if own is not None}
     return replace(
         merged,
@@ -117,11 +117,6 @@ def _is_sibling(root: Mapping[str, Any], trunk: Mapping[str, Any]) -> bool:
         return False
     alike = total(own.weights for own in products([root, trunk], {}, wide).values())
     return verdict(alike.cosine(0, 1)) == "shared"
-
-
-def _options_of(method: MergeMethod, own: WeightOptions) -> Any:
-    has_weight = hasattr(method.model_options(), "weight")
-    return method.model_options(**({"weight": own.weight} if has_weight else {}))
 
 
 ENTRY = MergeMethod(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.collect import Observation, collect
 from hf_zip.groups import Tap, head_names
+from hf_zip.learned import learned
 from hf_zip.refit.readout import split_heads
 from hf_zip.refit.ridge import regress
 from hf_zip.statistics.covariance import Covariance
@@ -75,11 +76,12 @@ def with_trunk(model: PreTrainedModel, trunk: Mapping[str, Tensor]) -> PreTraine
 
     Args:
         model: One of the models that were merged, in the form that was merged; left unchanged.
-        trunk: Parameters of the merged model by name, heads left out.
+        trunk: Parameters and running statistics of the merged model by name, heads left out.
     """
     merged = copy.deepcopy(model)
+    own = learned(merged)
     for name, tensor in trunk.items():
-        merged.get_parameter(name).copy_(tensor)
+        own[name].copy_(tensor)
     return merged
 
 

@@ -1,12 +1,10 @@
 """The way of every refit: the embeddings mapped, block after block fitted, then the heads."""
 
-import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 from jaxtyping import Float64
@@ -16,7 +14,6 @@ from transformers import PreTrainedModel
 from hf_zip.adapters import Adapter
 from hf_zip.canonical import canonical, canonical_entries
 from hf_zip.collect import make_accelerator, make_loader
-from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import (
     Block,
@@ -31,6 +28,7 @@ from hf_zip.refit.embeddings import hold_embeddings, set_embeddings
 from hf_zip.refit.head import trunk_of
 from hf_zip.refit.held import Held
 from hf_zip.refit.readout import fit_readout, spaces_side_by_side
+from hf_zip.refit.reconfigured import reconfigured
 from hf_zip.refit.shape import Shape
 from hf_zip.refit.work import Work
 
@@ -267,13 +265,7 @@ def plain_student(
         adapter: Its family's table.
         changes: Entries of the config that differ from its own.
     """
-    config = copy.deepcopy(teacher.config)
-    set_entries(config, changes)
-    with torch.random.fork_rng(devices=[]):
-        student = type(teacher)(config)
-    for name, _ in list(student.named_children()):
-        if getattr(teacher, name) is None:  # left out when it was made, or left to a head
-            setattr(student, name, None)
+    student = reconfigured(teacher, changes)
     for module in student.modules():
         if isinstance(module, nn.LayerNorm):
             module.weight.fill_(1)
@@ -282,7 +274,7 @@ def plain_student(
         for scale in (block.attention_scale, block.mlp_scale):
             if scale is not None:
                 student.get_parameter(scale).fill_(1)
-    return student.to(teacher.device, teacher.dtype).eval()
+    return student
 
 
 def warn_of_few_rows(what: str, rows: int, features: int) -> None:

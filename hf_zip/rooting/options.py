@@ -1,4 +1,4 @@
-"""How a model is rooted."""
+"""What a model learns of others, and how it is rooted."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,8 +23,8 @@ class RootTraining(TrainingOptions):
 
 
 @dataclass(frozen=True)
-class RootingOptions:
-    """How a copy of the root learns what a model does.
+class LessonOptions:
+    """What a student learns of a teacher.
 
     Args:
         blocks: After which blocks, counted from 1, features are compared, 0 being the embeddings;
@@ -32,10 +32,8 @@ class RootingOptions:
         feature_weight: Weight of the features in the loss, 0 or above; 0 compares answers alone.
         answer_weight: The same of the head's answers.
         temperature: What the logits of both are divided by.
-        penalty: Ridge of the maps between features, as a share of the mean diagonal of the Gram.
-        tolerance: Loss barrier on the way from the root to the rooted model above which there is a
-            warning, as a share of the larger loss at the two ends.
-        training: How to train, see `hf_zip.training.options`.
+        penalty: Ridge of the maps between features and of the heads that are fitted at the start,
+            as a share of the mean diagonal of the Gram.
     """
 
     blocks: tuple[int, ...] | None = None
@@ -43,13 +41,11 @@ class RootingOptions:
     answer_weight: float = 1.0
     temperature: float = 2.0
     penalty: float = 1e-3
-    tolerance: float = 0.1
-    training: RootTraining = field(default=RootTraining())
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         endless = float("inf")
-        for name in ("feature_weight", "answer_weight", "penalty", "tolerance"):
+        for name in ("feature_weight", "answer_weight", "penalty"):
             check_between(name, getattr(self, name), 0, endless)
         check_between("temperature", self.temperature, 1e-3, endless)
         if self.feature_weight == self.answer_weight == 0:
@@ -57,3 +53,22 @@ class RootingOptions:
                 "feature_weight and answer_weight are both 0, so there is nothing to learn; give "
                 "one of them a weight"
             )
+
+
+@dataclass(frozen=True)
+class RootingOptions(LessonOptions):
+    """How a copy of the root learns what a model does: see also `LessonOptions`.
+
+    Args:
+        tolerance: Loss barrier on the way from the root to the rooted model above which there is a
+            warning, as a share of the larger loss at the two ends.
+        training: How to train, see `hf_zip.training.options`.
+    """
+
+    tolerance: float = 0.1
+    training: RootTraining = field(default=RootTraining())
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        check_between("tolerance", self.tolerance, 0, float("inf"))

@@ -1,33 +1,25 @@
 """A model, its root and unlabelled inputs → a model in the root's parameter space."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import State
-from hf_zip.collect import check_inputs, collation
+from hf_zip.collect import check_inputs
 from hf_zip.errors import HfZipError
 from hf_zip.groups import head_names
-from hf_zip.kinds import head_kind
 from hf_zip.refit.head import refit_heads, with_trunk
 from hf_zip.rooting.barrier import loss_barrier
+from hf_zip.rooting.lesson import identity_of_lessons, losses, plan_lesson
 from hf_zip.rooting.options import RootingOptions
-from hf_zip.rooting.streams import (
-    StreamMap,
-    checked_blocks,
-    fit_maps,
-    run_with_streams,
-    stream_error,
-)
-from hf_zip.training.choices import CHOOSING, choices, divergence
+from hf_zip.rooting.student import compute_activations_again, make_student
 from hf_zip.training.learner import Learner
 from hf_zip.training.trained import Trained
 
@@ -96,16 +88,20 @@ def root_model(
     check_inputs(inputs)
     device, running = accelerator.device, (batch_size, accelerator, progress)
     teacher = model.to(device).eval()
-    student = _start(teacher, root, inputs, adapter, running)
-    loss = _loss(student, teacher, inputs, options, running)
+    student = _start(teacher, root, inputs, adapter, options.penalty, running)
+    lesson = plan_lesson(student, teacher, inputs, options, *running)
+
+    def loss(own: Any, batch: Mapping[str, Any]) -> Tensor:
+        return losses(own, batch, [lesson])[0]
+
     if options.training.checkpoint_activations:
-        _compute_activations_again(student)
+        compute_activations_again(student)
     trained = train(
         Learner(student, loss),
         inputs,
         options.training,
         seed,
-        identity=_identity(teacher, options),
+        identity=identity_of_lessons([teacher], options, options.training),
         description=name,
         progress=progress,
     )
@@ -131,6 +127,7 @@ def _start(
     root: State,
     inputs: Any,
     adapter: Adapter | None,
+    penalty: float,
     running: tuple[int, Accelerator, bool],
 ) -> PreTrainedModel:
     """A copy of the model with the root's trunk and a head to read it; nothing is dropped out."""
@@ -142,71 +139,7 @@ def _start(
             f"{tuple(root[name].shape)} and {tuple(model.get_parameter(name).shape)}; a model can "
             "only be rooted in one of its own shape"
         )
-    student = with_trunk(model, root)
     if adapter is not None and head_names(model, adapter):
-        (head,) = refit_heads(root, [model], adapter, inputs, 1e-3, *running)
-        student = with_trunk(student, head)
-    for module in student.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, float) and ("drop" in name or isinstance(module, nn.Dropout)):
-                setattr(module, name, 0.0)
-    return student
-
-
-def _compute_activations_again(student: PreTrainedModel) -> None:
-    """Turns it on, by the name that a version of transformers has for it."""
-    name = "activation_checkpointing_enable"
-    getattr(student, name, student.gradient_checkpointing_enable)()
-
-
-def _loss(
-    student: PreTrainedModel,
-    model: PreTrainedModel,
-    inputs: Any,
-    options: RootingOptions,
-    running: tuple[int, Accelerator, bool],
-) -> Callable[[Any, Mapping[str, Any]], Tensor]:
-    """What the student is to lower: the loss of each input."""
-    kind, (_, accelerator, _) = head_kind(model), running
-    answers = bool(options.answer_weight) and (kind in CHOOSING or kind == "regression")
-    if not answers and not options.feature_weight:
-        raise HfZipError(
-            f"the head of {type(model).__name__} is of kind {kind}, whose answers cannot be "
-            "compared, and feature_weight is 0; give the features a weight"
-        )
-    blocks: tuple[int, ...] = ()
-    maps: list[StreamMap] = []
-    if options.feature_weight:
-        one = collation(inputs)([inputs[0]])
-        batch = {key: value.to(accelerator.device) for key, value in one.items()}
-        blocks = checked_blocks(student, model, batch, options.blocks)
-        maps = fit_maps(student, model, inputs, blocks, options.penalty, *running)
-
-    def loss(own: Any, batch: Mapping[str, Any]) -> Tensor:
-        output, mine = run_with_streams(own, batch, blocks)
-        with torch.no_grad():
-            wanted, theirs = run_with_streams(model, batch, blocks)
-        parts = []
-        if blocks:
-            mask = batch.get("attention_mask")
-            parts.append(options.feature_weight * stream_error(mine, theirs, maps, mask))
-        if answers and kind == "regression":
-            error = (output.logits - wanted.logits).square().mean(dim=-1)
-            parts.append(options.answer_weight * error)
-        elif answers:
-            right, given = (choices(found, kind, batch) for found in (wanted, output))
-            parts.append(options.answer_weight * divergence(right, given, options.temperature))
-        return torch.stack(parts).sum(dim=0)
-
-    return loss
-
-
-def _identity(model: PreTrainedModel, options: RootingOptions) -> dict[str, Any]:
-    """What tells this training from others, where there may be checkpoints."""
-    if options.training.checkpoints is None:
-        return {}
-    from hf_zip.training.checkpoints import digest_of
-
-    names = ("blocks", "feature_weight", "answer_weight", "temperature", "penalty")
-    own = {name: getattr(options, name) for name in names}
-    return {**own, "model": digest_of(model.parameters())}
+        (head,) = refit_heads(root, [model], adapter, inputs, penalty, *running)
+        root = {**root, **head}
+    return make_student(model, root)

@@ -23,6 +23,7 @@ NO_RIDGE = {"penalty": 1e-10, "head_penalty": 1e-10}
 UNTRAINED = {"training": {"steps": 0}}
 LOSSLESS = {
     "rooting": UNTRAINED,
+    "distill": {"penalty": 1e-10, **UNTRAINED},
     "zipit": {"alpha": 1.0},
     "zipfit": NO_RIDGE,
     "pleas": NO_RIDGE,

@@ -1,0 +1,148 @@
+"""What a teacher gives a student to learn: a loss of each input."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_zip.collect import collation
+from hf_zip.errors import HfZipError
+from hf_zip.kinds import Kind, head_kind
+from hf_zip.rooting.options import LessonOptions
+from hf_zip.rooting.streams import (
+    StreamMap,
+    checked_blocks,
+    fit_maps,
+    run_with_streams,
+    stream_error,
+)
+from hf_zip.training.choices import CHOOSING, choices, divergence
+from hf_zip.training.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher gives a student to learn.
+
+    Args:
+        teacher: The teacher, on the device of the student.
+        options: What is compared, and how much it counts.
+        kind: What the teacher's head answers; nothing where answers are not compared.
+        blocks: After which blocks features are compared.
+        maps: What tells the teacher's features there from the student's.
+        rows: Which of the student's logits answer what the teacher does; left out, all.
+    """
+
+    teacher: PreTrainedModel
+    options: LessonOptions
+    kind: Kind | None
+    blocks: tuple[int, ...]
+    maps: tuple[StreamMap, ...]
+    rows: slice | None
+
+    def loss(self, output: Any, batch: Mapping[str, Any]) -> Float[Tensor, " inputs"]:
+        """Returns the loss of each input.
+
+        Args:
+            output: What the student puts out, with the features after its blocks.
+            batch: What it was given.
+        """
+        with torch.no_grad():
+            wanted, theirs = run_with_streams(self.teacher, batch, self.blocks)
+        parts, options = [], self.options
+        if self.blocks:
+            own = [output.hidden_states[block] for block in self.blocks]
+            error = stream_error(own, theirs, self.maps, batch.get("attention_mask"))
+            parts.append(options.feature_weight * error)
+        if self.rows is not None:
+            output = SimpleNamespace(logits=output.logits[..., self.rows])
+        if self.kind == "regression":
+            error = (output.logits - wanted.logits).square().mean(dim=-1)
+            parts.append(options.answer_weight * error)
+        elif self.kind is not None:
+            right, given = (choices(found, self.kind, batch) for found in (wanted, output))
+            parts.append(options.answer_weight * divergence(right, given, options.temperature))
+        return torch.stack(parts).sum(dim=0)
+
+
+def plan_lesson(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    inputs: Any,
+    options: LessonOptions,
+    batch_size: int,
+    accelerator: Accelerator,
+    progress: bool = True,
+    rows: slice | None = None,
+) -> Lesson:
+    """Returns what a teacher gives a student to learn, with maps that are fitted as both are now.
+
+    Args:
+        student: The student, on the accelerator's device.
+        teacher: The teacher, likewise.
+        inputs: A map-style data set of keyword arguments for both.
+        options: What is compared, and how much it counts.
+        batch_size: Inputs per forward.
+        accelerator: The accelerator to run under.
+        progress: Show a progress bar, on the main process.
+        rows: See `Lesson`.
+
+    Raises:
+        HfZipError: The models cannot be compared.
+    """
+    kind = head_kind(teacher)
+    answers = bool(options.answer_weight) and (kind in CHOOSING or kind == "regression")
+    if not answers and not options.feature_weight:
+        raise HfZipError(
+            f"the head of {type(teacher).__name__} is of kind {kind}, whose answers cannot be "
+            "compared, and feature_weight is 0; give the features a weight"
+        )
+    blocks: tuple[int, ...] = ()
+    maps: list[StreamMap] = []
+    if options.feature_weight:
+        one = collation(inputs)([inputs[0]])
+        batch = {key: value.to(accelerator.device) for key, value in one.items()}
+        running = (batch_size, accelerator, progress)
+        blocks = checked_blocks(student, teacher, batch, options.blocks)
+        maps = fit_maps(student, teacher, inputs, blocks, options.penalty, *running)
+    return Lesson(teacher, options, kind if answers else None, blocks, tuple(maps), rows)
+
+
+def losses(
+    student: Any, batch: Mapping[str, Any], lessons: Sequence[Lesson]
+) -> list[Float[Tensor, " inputs"]]:
+    """Returns for each lesson the loss of each input, after one forward of the student.
+
+    Args:
+        student: The student.
+        batch: What it and all teachers are given.
+        lessons: At least one.
+    """
+    blocks = max((lesson.blocks for lesson in lessons), key=len)
+    output, _ = run_with_streams(student, batch, blocks)
+    return [lesson.loss(output, batch) for lesson in lessons]
+
+
+def identity_of_lessons(
+    teachers: Sequence[PreTrainedModel], options: LessonOptions, training: TrainingOptions
+) -> dict[str, Any]:
+    """Returns what tells a training from others, where there may be checkpoints.
+
+    Args:
+        teachers: What is learnt from.
+        options: What is learnt of them.
+        training: How.
+    """
+    if training.checkpoints is None:
+        return {}
+    from hf_zip.training.checkpoints import digest_of
+
+    values, names = asdict(options), [own.name for own in fields(LessonOptions)]
+    digest = digest_of(own for teacher in teachers for own in teacher.parameters())
+    return {**{name: values[name] for name in names}, "model": digest}
