@@ -9,27 +9,39 @@ from torch import Tensor
 
 from hf_zip.data import Table, draw, open_table
 from hf_zip.errors import HfZipError
-from hf_zip.generated import is_generated
+from hf_zip.generated import SAMPLED, check_once, is_generated, parts_of
 from hf_zip.images import ImageReader
 from hf_zip.inputs import Inputs, Part, Reader
 from hf_zip.kinds import Kind
 from hf_zip.labelled import prepared_targets, read_labelled
+from hf_zip.pairs import PairReader
 from hf_zip.recipe import IN_MEMORY, CalibrationSpec, EvaluationSpec
+from hf_zip.recombined import recombined_texts
+from hf_zip.sampled import sampled_texts
 from hf_zip.texts import TextReader
 
 
-def load_inputs(spec: CalibrationSpec, reader: Reader, seed: int) -> Inputs:
+def load_inputs(
+    spec: CalibrationSpec,
+    reader: Reader,
+    seed: int,
+    *,
+    progress: bool = True,
+    allow_pickle: bool = False,
+) -> Inputs:
     """Returns unlabelled inputs, an equal part from every data set.
 
     Args:
         spec: Which data, and how many inputs.
         reader: Reads data as the models take them.
         seed: Decides which rows.
+        progress: Show progress bars where inputs are drawn by a model, on the main process.
+        allow_pickle: Whether that model's weights may be pickles.
 
     Raises:
         HfZipError: No data are named, a data set cannot be read or holds nothing that the models
-            take, a generator draws something else, or what there is cannot be prepared as the
-            models take it.
+            take, something else is drawn, or what there is cannot be prepared as the models take
+            it.
     """
     if not spec.data:
         raise HfZipError("the calibration names no data; list data sets under 'data'")
@@ -38,13 +50,17 @@ def load_inputs(spec: CalibrationSpec, reader: Reader, seed: int) -> Inputs:
             f"{spec.samples} samples cannot be taken from {len(spec.data)} data sets; ask for at "
             "least one of each"
         )
+    check_once(spec.data)  # not the recipe: as published, two names may have become one
     share, remainder = divmod(spec.samples, len(spec.data))
     parts, descriptions = [], []
     for position, data in enumerate(spec.data):
         count = share + (position < remainder)
         if is_generated(data):
-            parts.append(_generated(data, count, reader, seed))
-            descriptions.append({"data": data, "rows": count, **parts[-1].notes})
+            part, description = _generated(
+                data, count, reader, spec, seed, progress=progress, allow_pickle=allow_pickle
+            )
+            parts.append(part)
+            descriptions.append(description)
             continue
         table = open_table(data, spec.split, ("train",))
         columns = reader.columns(table, spec.column)
@@ -152,13 +168,31 @@ def labelled_from_memory(
     return reader.join([part], description, targets)
 
 
-def _generated(name: str, count: int, reader: Reader, seed: int) -> Part:
-    if isinstance(reader, ImageReader):
-        return reader.generated(name, count, seed)
-    texts = "texts" if reader.key == TextReader.key else "images with texts"
-    raise HfZipError(
-        f"{name!r} draws images, but the models take {texts}; name a data set of {texts}"
-    )
+def _generated(
+    name: str, count: int, reader: Reader, spec: CalibrationSpec, seed: int, **loading: bool
+) -> tuple[Part, dict[str, Any]]:
+    """Inputs that are drawn, and their description."""
+    how, source = parts_of(name)
+    if not how and isinstance(reader, ImageReader):
+        drawn = reader.generated(name, count, seed)
+        return drawn, {"data": name, "rows": count, **drawn.notes}
+    if not how or not isinstance(reader, TextReader):
+        kinds = {ImageReader.key: "images", TextReader.key: "texts"}
+        takes = "images with texts" if isinstance(reader, PairReader) else kinds[reader.key]
+        raise HfZipError(
+            f"{name!r} draws {'texts' if how else 'images'}, but the models take {takes}; name a "
+            f"data set of {takes}"
+        )
+    if how == SAMPLED:
+        reader.drawn(["a"], name)  # where no text can be read, it shows before the work
+        texts, notes = sampled_texts(source, count, seed, reader.length, **loading)
+        part = reader.drawn(texts, name)
+        return part, {"data": name, "rows": count, **notes, **part.notes}
+    table = open_table(source, spec.split, ("train",))
+    columns = reader.columns(table, spec.column)
+    texts, notes = recombined_texts(table, columns, count, seed)
+    part = reader.drawn(texts, name)
+    return part, {**_describe(table, columns, part), "data": name, **notes}
 
 
 def _labelled(

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetNotFoundError
 
 from hf_zip.errors import HfZipError, first_line, unknown
-from hf_zip.generated import GENERATORS
+from hf_zip.generated import GENERATORS, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +104,10 @@ def split_column(data: str) -> tuple[str, str | None]:
 
 def names_data(text: str) -> bool:
     """Tells whether a text is the name of data, rather than a text to run models on."""
-    name, _ = split_column(text)
-    return text in GENERATORS or _exists(name) or Path(name).suffix in _BUILDERS
+    drawn, source = parts_of(text)
+    name, _ = split_column(source)
+    found = text in GENERATORS or _exists(name) or Path(name).suffix in _BUILDERS
+    return found or bool(drawn and _HUB_ID.fullmatch(name))
 
 
 def _exists(name: str) -> bool:

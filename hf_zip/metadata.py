@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_zip.candidates import Kind
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
+from hf_zip.generated import parts_of
 from hf_zip.metrics import hub_metric
 from hf_zip.report import Report, SourceRecord
 from hf_zip.sources import AdapterBase
@@ -108,7 +109,7 @@ def _hub_data(description: Any) -> Iterator[str]:
     if isinstance(description, Mapping):
         data = description.get("data")
         if isinstance(data, str) and description.get("revision"):
-            yield data.partition("@")[0]
+            yield parts_of(data)[1].partition("@")[0]
         for value in description.values():
             yield from _hub_data(value)
     elif isinstance(description, list | tuple):

@@ -34,8 +34,9 @@ Calibration = Annotated[
     list[str] | None,
     typer.Option(
         metavar="DATA[:column]",
-        help="Unlabelled inputs: a Hub data set, an image folder, or a parquet, csv, json or "
-        "txt file or glob. Repeat to take equal parts of several.",
+        help="Unlabelled inputs: a Hub data set, an image folder, a parquet, csv, json or txt file "
+        "or glob, or what draws inputs (generated:NAME, sampled:MODEL, recombined:DATA). Repeat "
+        "to take equal parts of several.",
     ),
 ]
 OwnCalibration = Annotated[

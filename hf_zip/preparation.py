@@ -142,6 +142,7 @@ def prepare(
     evaluation = request.load_evaluation(sources[0], tasks)
     validation = request.load_validation(sources[0], tasks) if by_accuracy(recipe) else {}
     check_apart(evaluation, {name: description_of(data) for name, data in validation.items()})
+    own = request.load_own_calibration(sources[0], progress)
     return Prepared(
         sources=sources,
         tasks=tasks,
@@ -157,11 +158,11 @@ def prepare(
             runtime=Runtime(
                 models=tuple(trunk.model for trunk in trunks),
                 table=known.adapter,
-                calibration=request.load_calibration(sources[0]),
+                calibration=request.load_calibration(sources[0], own, progress),
                 batch_size=recipe.calibration.batch_size if recipe.calibration else 32,
                 accelerator=accelerator,
                 progress=progress,
-                own=request.load_own_calibration(sources[0]),
+                own=own,
                 whole=tuple(source.model for source in sources),
             ),
         ),

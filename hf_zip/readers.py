@@ -42,7 +42,15 @@ def reader_of(source: Source, max_length: int) -> Reader:
     )
 
 
-def unlabelled_inputs(spec: CalibrationSpec, memory: Any, source: Source, seed: int) -> Any:
+def unlabelled_inputs(
+    spec: CalibrationSpec,
+    memory: Any,
+    source: Source,
+    seed: int,
+    *,
+    progress: bool = True,
+    allow_pickle: bool = False,
+) -> Any:
     """Returns calibration inputs as a source takes them.
 
     Args:
@@ -50,11 +58,13 @@ def unlabelled_inputs(spec: CalibrationSpec, memory: Any, source: Source, seed: 
         memory: Inputs in memory, which come before data sets; nothing where there are none.
         source: The model.
         seed: Decides which inputs are drawn.
+        progress: See `load_inputs`.
+        allow_pickle: See `load_inputs`.
     """
     reader = reader_of(source, spec.max_length)
     if memory is not None:
         return from_memory(memory, reader)
-    return load_inputs(spec, reader, seed)
+    return load_inputs(spec, reader, seed, progress=progress, allow_pickle=allow_pickle)
 
 
 def labelled_by_task(

@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from hf_zip.evaluate import Evaluation
+from hf_zip.generated import TEXTS, parts_of
 from hf_zip.report import Report, SourceRecord
 from hf_zip.sources import pinned
 from hf_zip.sweep_report import SweepReport
 
-# How a path that says where somebody's files lie begins: /x, ~/x, ./x, ../x, C:\x, file:/x.
-_START = r"(?:~|\.{1,2}|[A-Za-z]:|file:)?[/\\]"
+# How a path that says where somebody's files lie begins: /x, ~/x, ./x, ../x, C:\x, file:/x. Where
+# texts are drawn from a model or a corpus there, a word before it says so, which is kept.
+_START = rf"(?:{'|'.join(TEXTS)})?(?:~|\.{{1,2}}|[A-Za-z]:|file:)?[/\\]"
 _QUOTED = re.compile(rf"(?<=')(?:{_START})[^']+(?=')|(?<=\")(?:{_START})[^\"]+(?=\")")
 _BARE = re.compile(rf"(?<![\w/\\:.~'\"])(?:{_START})[^\s'\",;:()]+")
 
@@ -90,8 +92,9 @@ def _value(value: Any, names: Mapping[str, str]) -> Any:
         return type(value)(_value(item, names) for item in value)
     if not isinstance(value, str):
         return value
-    if value in names:
-        return names[value]
+    prefix, place = parts_of(value)
+    if place in names:
+        return prefix + names[place]
     return _last_part(value) if re.match(_START, value) else value
 
 
@@ -115,4 +118,5 @@ def described_publicly(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _last_part(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    prefix, place = parts_of(path)
+    return prefix + re.split(r"[/\\]", place.rstrip("/\\"))[-1]

@@ -104,44 +104,65 @@ class Request:
         base = shared_base([spec.model for spec in self.recipe.models])
         return replace(self, recipe=replace(self.recipe, base_model=base))
 
-    def load_calibration(self, source: Source) -> Any:
+    def load_calibration(
+        self, source: Source, own: Sequence[Feed | None], progress: bool = True
+    ) -> Any:
         """Returns the inputs for all models as a source takes them; nothing where there are none.
 
         Where every model has inputs of its own and none are for all, they are these together.
+
+        Args:
+            source: See `load_own_calibration`.
+            own: What that returns.
+            progress: See `load_own_calibration`.
         """
         if self._shares_calibration:
-            return self._inputs(self.recipe.calibration, self.calibration, source)
-        own = [feed.inputs for feed in self.load_own_calibration(source) if feed is not None]
-        if not own or len(own) < len(self.recipe.models):
+            return self._inputs(self.recipe.calibration, self.calibration, source, progress)
+        found = [feed.inputs for feed in own if feed is not None]
+        if not found or len(found) < len(self.recipe.models):
             return None
         from hf_zip.inputs import joined_inputs  # see _inputs
 
-        return joined_inputs(own)
+        return joined_inputs(found)
 
-    def load_own_calibration(self, source: Source) -> tuple[Feed | None, ...]:
+    def load_own_calibration(
+        self, source: Source, progress: bool = True
+    ) -> tuple[Feed | None, ...]:
         """Returns the inputs of each model's own as a source takes them; nothing if none has any.
 
         Args:
             source: The first model, in whose tokens all models are merged.
+            progress: Show progress bars, on the main process.
         """
         if not self.own_inputs:
             return ()
         return tuple(
-            self._own_feed(position, spec.calibration or CalibrationSpec(), source)
+            self._own_feed(position, spec.calibration or CalibrationSpec(), source, progress)
             if position in self.own_inputs
             else None
             for position, spec in enumerate(self.recipe.models)
         )
 
-    def _own_feed(self, position: int, spec: CalibrationSpec, source: Source) -> Feed:
-        inputs = self._inputs(spec, self.own_calibration.get(position), source)
+    def _own_feed(
+        self, position: int, spec: CalibrationSpec, source: Source, progress: bool
+    ) -> Feed:
+        inputs = self._inputs(spec, self.own_calibration.get(position), source, progress)
         return Feed(inputs, spec.batch_size)
 
-    def _inputs(self, spec: CalibrationSpec | None, memory: Any, source: Source) -> Any:
+    def _inputs(
+        self, spec: CalibrationSpec | None, memory: Any, source: Source, progress: bool
+    ) -> Any:
         # Not at the top: `datasets` takes a second and 85 MB, and merges without data need none.
         from hf_zip.readers import unlabelled_inputs
 
-        return unlabelled_inputs(spec or CalibrationSpec(), memory, source, self.recipe.seed)
+        return unlabelled_inputs(
+            spec or CalibrationSpec(),
+            memory,
+            source,
+            self.recipe.seed,
+            progress=progress,
+            allow_pickle=self.allow_pickle,
+        )
 
     def load_evaluation(self, source: Source, tasks: Sequence[Task]) -> dict[str, Any]:
         """Returns labelled data by task, as a source takes them.

@@ -159,7 +159,8 @@ def root(
         data = {"data": str(data)}
     if isinstance(data, Mapping):
         spec = build(CalibrationSpec, data, "data")
-        inputs = load_inputs(spec, reader_of(source, spec.max_length), seed)
+        reader = reader_of(source, spec.max_length)
+        inputs = load_inputs(spec, reader, seed, progress=progress, allow_pickle=allow_pickle)
     else:
         inputs = from_memory(data, reader_of(source, spec.max_length))
     found = root_model(

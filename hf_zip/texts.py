@@ -48,7 +48,17 @@ class TextReader:
         """Returns the texts in some rows of a table; `tokenize` says what is refused."""
         values = [table.rows[column][:] for column in columns]
         texts = [tuple(column[row] for column in values) for row in rows]
-        return tokenize(self.tokenizer, texts, self._length(), table.name, rows)
+        return tokenize(self.tokenizer, texts, self.length, table.name, rows)
+
+    def drawn(self, texts: Sequence[str], name: str) -> Tokens:
+        """Returns texts that were drawn; `tokenize` says what is refused.
+
+        Args:
+            texts: The texts.
+            name: What they are called, for messages.
+        """
+        listed = [(text,) for text in texts]
+        return tokenize(self.tokenizer, listed, self.length, name, range(len(texts)))
 
     def listed(self, items: Any) -> Part | None:
         """Returns texts, pairs of texts, or mappings with `input_ids`; else nothing."""
@@ -61,7 +71,7 @@ class TextReader:
             return None
         if len({len(text) for text in texts}) > 1 or len(texts[0]) not in (1, 2):
             return None
-        return tokenize(self.tokenizer, texts, self._length(), IN_MEMORY, range(len(texts)))
+        return tokenize(self.tokenizer, texts, self.length, IN_MEMORY, range(len(texts)))
 
     def stored(self, items: Any) -> Part:
         """Returns token ids that are prepared already.
@@ -132,7 +142,7 @@ class TextReader:
             # Models without a mask, such as SigLIP, are trained on texts of one length, and read
             # the padding too.
             bare = [{self.key: row[self.key]} for row in inputs]
-            options = {"padding": "max_length", "max_length": self._length()}
+            options = {"padding": "max_length", "max_length": self.length}
             return {**self.tokenizer.pad(bare, return_tensors="pt", **options), **targets}
         padded = self.tokenizer.pad(
             inputs,
@@ -146,7 +156,9 @@ class TextReader:
     def _pads(self) -> bool:
         return getattr(self.tokenizer, "pad_token", None) is not None
 
-    def _length(self) -> int:
+    @property
+    def length(self) -> int:
+        """Tokens of a text that are kept at most, special ones included."""
         own = getattr(self.tokenizer, "model_max_length", self.max_length)
         return min(self.max_length, own, self.limit or self.max_length)
 

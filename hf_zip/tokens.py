@@ -68,14 +68,7 @@ def tokenize(
             "that they were trained with beside the first model"
         )
     split = isinstance(texts[0][0], list)
-    for row, text in zip(rows, texts, strict=True):
-        for value in text:
-            if not _is_text(value, split):
-                raise HfZipError(
-                    f"row {row} of data {name!r} holds {value!r} for a "
-                    f"{'list of words' if split else 'text'}; leave the row out, or name another "
-                    "column"
-                )
+    check_texts(texts, name, rows)
     special = tokenizer.num_special_tokens_to_add(pair=len(texts[0]) > 1)
     if length <= special:
         raise HfZipError(
@@ -96,6 +89,28 @@ def tokenize(
     notes = {"max_length": length, "truncated": len(long)}
     words = [words for _, words in found if words is not None]
     return Tokens([ids for ids, _ in found], notes, words)
+
+
+def check_texts(texts: Sequence[Sequence[Any]], name: str, rows: Sequence[int]) -> None:
+    """Checks that values are texts: strings, or everywhere lists of words.
+
+    Args:
+        texts: For each row what should be its texts.
+        name: What the data are called, for messages.
+        rows: Where they stand in the data, for messages.
+
+    Raises:
+        HfZipError: A value is something else.
+    """
+    split = isinstance(texts[0][0], list)
+    for row, text in zip(rows, texts, strict=True):
+        for value in text:
+            if not _is_text(value, split):
+                raise HfZipError(
+                    f"row {row} of data {name!r} holds {value!r} for a "
+                    f"{'list of words' if split else 'text'}; leave the row out, or name another "
+                    "column"
+                )
 
 
 def _is_text(value: Any, split: bool) -> bool:

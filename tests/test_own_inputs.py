@@ -108,10 +108,10 @@ def test_a_model_without_inputs_of_its_own_has_those_of_all():
     )
     check_needs(method_named("regmean"), request)
     sources = request.load_sources()
-    first, second = request.load_own_calibration(sources[0])
+    first, second = own = request.load_own_calibration(sources[0])
     assert first is None
     assert second.inputs[0]["input_ids"] == [8, 6, 7]
-    assert len(request.load_calibration(sources[0])) == 3
+    assert len(request.load_calibration(sources[0], own)) == 3
 
 
 def test_inputs_of_all_models_are_those_of_each_together():

@@ -1,4 +1,4 @@
-"""Images that are drawn by a rule instead of taken from a data set."""
+"""Inputs that are drawn instead of taken from a data set: their names, and images by a rule."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,6 +12,9 @@ from hf_zip.generated.fractals import fractal
 from hf_zip.generated.noise import noise
 
 PREFIX = "generated:"
+SAMPLED = "sampled:"  # texts that the model draws which follows
+RECOMBINED = "recombined:"  # texts of the words of the corpus which follows
+TEXTS = (SAMPLED, RECOMBINED)
 Draw = Callable[[np.random.Generator, int, int, int], ndarray]
 
 GENERATORS: Mapping[str, Draw] = {
@@ -22,27 +25,57 @@ GENERATORS: Mapping[str, Draw] = {
 
 
 def is_generated(data: str) -> bool:
-    """Tells whether a name of data is that of a generator, known or not."""
-    return data.startswith(PREFIX)
+    """Tells whether a name of data says that they are drawn, by something known or not."""
+    return data.startswith((PREFIX, *TEXTS))
+
+
+def parts_of(data: str) -> tuple[str, str]:
+    """Returns how texts are drawn and from what; of other names of data nothing and the name.
+
+    Example:
+        >>> parts_of("sampled:org/base")
+        ('sampled:', 'org/base')
+    """
+    prefix = next((known for known in TEXTS if data.startswith(known)), "")
+    return prefix, data.removeprefix(prefix)
 
 
 def check_generators(data: Sequence[str]) -> None:
-    """Checks the generators among names of data.
+    """Checks names of data that are drawn.
 
     Args:
         data: All names; those of data sets are passed over.
 
     Raises:
-        HfZipError: A generator is unknown, or named twice, which would give the same inputs twice.
+        HfZipError: A generator is unknown or named twice, or what texts are to be drawn from is not
+            named.
+    """
+    images = [name for name in data if name.startswith(PREFIX)]
+    for name in images:
+        if name not in GENERATORS:
+            raise unknown("generator", name, GENERATORS)
+    check_once(images)
+    for name in data:
+        if name in TEXTS:
+            what = "a model" if name == SAMPLED else "a data set or a file of texts"
+            raise HfZipError(f"{name!r} names nothing to draw texts from; name {what} after it")
+
+
+def check_once(data: Sequence[str]) -> None:
+    """Checks that nothing is drawn twice.
+
+    Args:
+        data: See `check_generators`.
+
+    Raises:
+        HfZipError: A name is there twice, which would give the same inputs twice.
     """
     named = [name for name in data if is_generated(name)]
     for position, name in enumerate(named):
-        if name not in GENERATORS:
-            raise unknown("generator", name, GENERATORS)
         if name in named[:position]:
             raise HfZipError(
-                f"generator {name!r} is named twice, which gives the same inputs twice; name it "
-                "once and ask for more samples"
+                f"{name!r} is named twice, which gives the same inputs twice; name it once and ask "
+                "for more samples"
             )
 
 
