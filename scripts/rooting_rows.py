@@ -1,0 +1,245 @@
+"""The rows of the benchmark of rooting: who is trained on what, for how long, and merged how."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from merging import ALL
+
+import hf_zip
+from hf_zip.candidates import Candidate, merged
+from hf_zip.methods import method_named
+from hf_zip.sources import Source
+from hf_zip.tasks import Task
+
+FEW = "few"  # inputs of all tasks for what is fitted in closed form
+ZIPFIT = "zipfit"
+
+
+@dataclass(frozen=True)
+class Then:
+    """How models are merged.
+
+    Args:
+        name: What it is called.
+        method: The merge method.
+        parameters: Its options.
+    """
+
+    name: str
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Of the root and of models that were rooted in it; the root's own task vector would be zero.
+BESIDE_ROOT = (
+    Then("average", "average"),
+    Then("ties", "ties", {"scaling": 0.5}),
+    Then("regmean", "regmean", {"alpha": 1.0}),
+    Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"}),
+)
+# Of models that were all rooted in their merge by zipfit.
+FROM_MERGE = (
+    Then("average", "average"),
+    Then("task arithmetic", "task_arithmetic", {"scaling": 0.5}),
+    Then("ties", "ties"),
+    Then("tsv", "tsv"),
+    Then("iso_c", "iso_c"),
+    Then("wudi", "wudi"),
+    Then("regmean", "regmean", {"alpha": 1.0}),
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What trainings have.
+
+    Args:
+        steps: Steps for every model but the first, in one rooting of each or in a training that
+            learns from all at once.
+        data: Whose inputs, without labels.
+    """
+
+    steps: int
+    data: str = ALL
+
+    def __str__(self) -> str:
+        """Returns what stands behind the name of a row."""
+        return f"{self.steps} steps" + ("" if self.data == ALL else f", {self.data}")
+
+
+Home = Callable[[], tuple[str, Mapping[str, Any]]]  # folder of a root, and notes
+Siblings = tuple[list[str], str, Mapping[str, Any]]  # folders, that of the root, and notes
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a row measures.
+
+    Args:
+        candidate: What answers the tasks.
+        notes: How it came about: `seconds` in all, `training` of these, `barriers`.
+    """
+
+    candidate: Candidate
+    notes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Models to merge, and what on.
+
+    Args:
+        sources: The models, the first of which is the root.
+        tasks: Their tasks.
+        inputs: Inputs without labels as `hf_zip.merge` takes them, by whose they are; `FEW` too.
+        training: Options of every training but its steps.
+        folder: Where models that are made on the way lie.
+        seed: Decides batches.
+    """
+
+    sources: Sequence[Source]
+    tasks: Sequence[Task]
+    inputs: Mapping[str, Any]
+    training: Mapping[str, Any]
+    folder: Path
+    seed: int = 0
+
+    def merge(
+        self,
+        name: str,
+        then: Then,
+        inputs: Any,
+        models: Sequence[str] | None = None,
+        base: str | None = None,
+        before: Mapping[str, Any] | None = None,
+    ) -> Made:
+        """Merges models, and notes what it took with what came before.
+
+        Args:
+            name: What the row is called.
+            then: How.
+            inputs: What is fitted or trained on.
+            models: Folders of the models; left out, the sources.
+            base: Their base, for methods that need one.
+            before: Notes of what was made before.
+        """
+        started, earlier = time.perf_counter(), before or {}
+        result = hf_zip.merge(
+            list(models or [source.reference for source in self.sources]),
+            method=then.method,
+            tasks=[task.name for task in self.tasks],
+            base_model=base if method_named(then.method).requires.base else None,
+            calibration=inputs,
+            parameters=dict(then.parameters),
+            seed=self.seed,
+            force=True,  # models of different initialisations are averaged too
+            progress=False,
+        )
+        trained = sum(training.seconds for training in result.report.trainings)
+        notes = {
+            "seconds": earlier.get("seconds", 0.0) + time.perf_counter() - started,
+            "training": earlier.get("training", 0.0) + trained,
+            "barriers": earlier.get("barriers", []),
+        }
+        return Made(merged(result.model, self.tasks, name), notes)
+
+    def root(self, position: int, root: str, budget: Budget) -> tuple[str, Mapping[str, Any]]:
+        """Returns the folder of a rooted model, and notes."""
+        folder = self.folder / f"{position} in {Path(root).name}, {budget}"
+        result = hf_zip.root(
+            self.sources[position].reference,
+            root,
+            self.inputs[budget.data],
+            folder,
+            parameters={"training": {**self.training, "steps": budget.steps}},
+            seed=self.seed,
+            progress=False,
+        )
+        found = result.report
+        return str(folder), {
+            "seconds": found.seconds,
+            "training": found.trained.seconds,
+            "barriers": [found.barrier],
+        }
+
+
+def rows(group: Group, budgets: Sequence[Budget]) -> dict[str, Callable[[], Made]]:
+    """Returns what makes each row, by its name; what rows share is made once."""
+    fit, found = Then("zipfit", "zipfit"), dict[str, Callable[[], Made]]()
+
+    def add(name: str, make: Callable[..., Made], *given: Any) -> None:
+        found[name] = partial(make, name, *given)
+
+    add("weight average", group.merge, Then("average", "average"), None)
+    add("zipfit", group.merge, fit, group.inputs[FEW])
+    for data in dict.fromkeys(budget.data for budget in budgets):
+        add(f"zipfit, all inputs of {data}", group.merge, fit, group.inputs[data])
+    roots: dict[str, tuple[Sequence[Then], Home]] = {
+        "the first": (BESIDE_ROOT, lambda: (group.sources[0].reference, {})),
+        "zipfit": (FROM_MERGE, cache(partial(_zipfit, group))),
+    }
+    for budget in budgets:
+        for root, (thens, home) in roots.items():
+            siblings = cache(partial(_siblings, group, home, budget))
+            for then in thens:
+                name = f"rooted in {root}, {then.name}: {budget}"
+                add(name, _merged_siblings, group, then, siblings)
+        for title, method, parameters in _at_once(group, budget):
+            then = Then(title, method, parameters)
+            add(f"{title}: {budget}", group.merge, then, group.inputs[budget.data])
+    return found
+
+
+def _at_once(group: Group, budget: Budget) -> list[tuple[str, str, dict[str, Any]]]:
+    """Merges that are trained themselves: title, method and options of each."""
+    steps = budget.steps * (len(group.sources) - 1)
+    whole = {"training": {**group.training, "steps": steps}}
+    half = {**group.training, "steps": steps // 2}
+    return [
+        ("distilled from the first", "distill", whole),
+        ("distilled from zipfit", "distill", {**whole, "start": "zipfit"}),
+        (
+            "rooted in the first, average, distilled",
+            "rooting",
+            {"training": {**half, "steps": budget.steps // 2}, "second_stage": half},
+        ),
+        ("fs_merge", "fs_merge", {"training": {"steps": steps}}),
+    ]
+
+
+def _zipfit(group: Group) -> tuple[str, Mapping[str, Any]]:
+    """The folder of the models' merge by zipfit, and notes."""
+    folder, started = group.folder / "zipfit", time.perf_counter()
+    hf_zip.merge(
+        [source.reference for source in group.sources],
+        method="zipfit",
+        tasks=[task.name for task in group.tasks],
+        calibration=group.inputs[FEW],
+        out=folder,
+        progress=False,
+    )
+    return str(folder), {"seconds": time.perf_counter() - started}
+
+
+def _siblings(group: Group, home: Home, budget: Budget) -> Siblings:
+    """Folders of the models in one parameter space, that of their root, and notes of all."""
+    root, notes = home()
+    found, every = [], [notes]
+    for position, source in enumerate(group.sources):
+        if source.reference == root:
+            found.append(root)
+            continue
+        folder, own = group.root(position, root, budget)
+        found.append(folder)
+        every.append(own)
+    added = {key: sum(own.get(key, 0.0) for own in every) for key in ("seconds", "training")}
+    return found, root, {**added, "barriers": [b for own in every for b in own.get("barriers", ())]}
+
+
+def _merged_siblings(name: str, group: Group, then: Then, siblings: Callable[[], Siblings]) -> Made:
+    folders, root, notes = siblings()
+    return group.merge(name, then, group.inputs[FEW], folders, root, notes)

@@ -1,0 +1,112 @@
+"""The benchmark of rooting, on images and sentences that are made here."""
+
+import json
+
+import pytest
+
+from tests.test_benchmark_text import TINY as TINY_BERT
+from tests.test_benchmark_text import call
+from tests.test_benchmark_text import folder as sentences  # noqa: F401 - a fixture
+from tests.test_benchmark_zip import TINY as TINY_VIT
+from tests.test_benchmark_zip import folder as pictures  # noqa: F401 - a fixture
+
+# isort: split
+import benchmark_rooting
+import rooting_rows
+import rooting_tables
+
+ROOTED = ("rooted in the first, average", "rooted in zipfit, task arithmetic")
+
+
+def options_for(folder, **more):
+    return {
+        "--cache": folder / "cache",
+        "--out": folder / "out",
+        "--groups": 1,
+        "--samples": 24,
+        "--few": 16,
+        "--steps": 3,
+        "--rows": ["weight average", "zipfit", *(f"{name}:" for name in ROOTED)],
+        **more,
+    }
+
+
+def read(folder):
+    return json.loads((folder / "out" / "rooting.json").read_text())
+
+
+def test_every_row_is_measured_once_and_kept(pictures, monkeypatch):  # noqa: F811
+    options = options_for(
+        pictures,
+        **{
+            "--data": pictures / "shapes",
+            "--classes": ["0,1", "2,3"],
+            "--proxy": pictures / "colours",
+            "--generated": "generated:noise",
+        },
+    )
+    call(benchmark_rooting.main, monkeypatch, options, TINY_VIT)
+    first = read(pictures)["shapes, 2 tasks"]
+    (group,) = first["groups"]
+    names = [row["name"] for row in group["test"]]
+    assert names[:3] == ["classes 0,1", "classes 2,3", "ensemble"]
+    budgets = ("3 steps", "3 steps, colours", "3 steps, generated:noise")
+    rooted = {f"{name}: {budget}" for name in ROOTED for budget in budgets}
+    assert rooted == {name for name in names if name.startswith("rooted")}
+    assert "zipfit, all inputs of generated:noise" in names
+    assert names == [row["name"] for row in group["validation"]]
+    beside, merged = (group["made"][f"{name}: 3 steps"] for name in ROOTED)
+    assert (len(beside["barriers"]), len(merged["barriers"])) == (1, 2)  # of one model, of both
+    assert beside["seconds"] > beside["training"] > 0
+    assert group["made"]["zipfit"]["training"] == 0
+    text = (pictures / "out" / "rooting.md").read_text()
+    assert str(pictures) not in text + json.dumps(first)
+    assert "\n| rooted in the first, average: 3 steps, colours |" in text
+
+    lost = group["test"].pop()
+    group["validation"].pop()
+    path = pictures / "out" / "rooting.json"
+    path.write_text(json.dumps({"shapes, 2 tasks": first}))
+    calls = []
+    measure = benchmark_rooting.measure
+    monkeypatch.setattr(
+        benchmark_rooting, "measure", lambda c, *a: calls.append(c[0].name) or measure(c, *a)
+    )
+    call(benchmark_rooting.main, monkeypatch, options, TINY_VIT)
+    assert calls == [lost["name"]] * 2  # on test and on validation images
+    assert read(pictures)["shapes, 2 tasks"]["groups"][0]["test"][-1] == lost
+
+
+def test_models_of_texts_are_rooted_too(sentences, monkeypatch):  # noqa: F811
+    folders = [sentences / "asked", sentences / "named"]
+    options = options_for(sentences, **{"--data": folders, "--steps": 2})
+    call(benchmark_rooting.main, monkeypatch, options, TINY_BERT)
+    (group,) = read(sentences)["asked + named"]["groups"]
+    rows = {row["name"]: row for row in group["test"]}
+    assert rows["rooted in the first, average: 2 steps"]["per_task"].keys() == {"asked", "named"}
+    assert str(sentences) not in (sentences / "out" / "rooting.md").read_text()
+
+
+@pytest.mark.parametrize(("steps", "models", "whole"), [(10, 2, 10), (10, 3, 20)])
+def test_what_learns_from_all_at_once_has_the_steps_of_all_rootings(steps, models, whole):
+    group = rooting_rows.Group([None] * models, [], {}, {"learning_rate": 0.1}, None)
+    ways = {
+        title: own for title, _, own in rooting_rows._at_once(group, rooting_rows.Budget(steps))
+    }
+    assert ways["distilled from zipfit"]["training"] == {"learning_rate": 0.1, "steps": whole}
+    staged = ways["rooted in the first, average, distilled"]
+    both = (models - 1) * staged["training"]["steps"] + staged["second_stage"]["steps"]
+    assert both == whole
+
+
+def test_rows_that_some_groups_lack_are_left_out():
+    def group(*names):
+        rows = [{"name": n, "per_task": {"a": 0.5}, "mean": 0.5, "joint": None} for n in names]
+        return {"test": rows, "validation": rows, "made": {"x": _made(0.1), "y": _made()}}
+
+    def _made(*barriers):
+        return {"seconds": 12.0, "training": 0.0, "barriers": list(barriers)}
+
+    record = {"samples": 8, "few": 4, "groups": [group("x", "y"), group("x")]}
+    lines = rooting_tables.table("data", record)
+    assert lines[-1] == "| x | 50.0 ± 0.0 | 50.0 ± 0.0 |  | 50.0 ± 0.0 | 12 |  | 10 |"
