@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_zip.collect import collation
 from hf_zip.errors import HfZipError
 from hf_zip.kinds import Kind, head_kind
 from hf_zip.rooting.options import LessonOptions
@@ -24,6 +23,7 @@ from hf_zip.rooting.streams import (
 )
 from hf_zip.training.choices import CHOOSING, choices, divergence
 from hf_zip.training.options import TrainingOptions
+from hf_zip.weighing.feed import Feed
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,7 @@ def plan_lesson(
     blocks: tuple[int, ...] = ()
     maps: list[StreamMap] = []
     if options.feature_weight:
-        one = collation(inputs)([inputs[0]])
-        batch = {key: value.to(accelerator.device) for key, value in one.items()}
+        batch = Feed(inputs, batch_size).one(accelerator)
         running = (batch_size, accelerator, progress)
         blocks = checked_blocks(student, teacher, batch, options.blocks)
         maps = fit_maps(student, teacher, inputs, blocks, options.penalty, *running)

@@ -16,6 +16,7 @@ from hf_zip.collect import make_loader, reduced
 from hf_zip.errors import HfZipError
 from hf_zip.refit.ridge import regress
 from hf_zip.statistics.covariance import Covariance
+from hf_zip.weighing.feed import Feed
 
 Batch = Mapping[str, Any]
 
@@ -111,22 +112,24 @@ def fit_maps(
         accelerator: Adds up the sums of all processes.
         progress: Show a progress bar, on the main process.
     """
-    sums: list[Covariance] = []
-    widths: list[int] = []
+    # A process may get no batch at all, and still has to add up what others have.
+    one = Feed(inputs, batch_size).one(accelerator)
+    widths = [
+        [states.shape[-1] for states in run_with_streams(own, one, blocks)[1]]
+        for own in (root, model)
+    ]
+    sums = [Covariance(sum(both), accelerator.device) for both in zip(*widths, strict=True)]
     loader = make_loader(inputs, batch_size, accelerator)
     for batch in tqdm(loader, desc="maps", disable=not progress, leave=False):
         mask = batch.get("attention_mask")
         pairs = zip(
             *(run_with_streams(own, batch, blocks)[1] for own in (root, model)), strict=True
         )
-        for position, (own, theirs) in enumerate(pairs):
-            if position == len(sums):
-                widths.append(own.shape[-1])
-                sums.append(Covariance(own.shape[-1] + theirs.shape[-1], accelerator.device))
+        for total, (own, theirs) in zip(sums, pairs, strict=True):
             both = torch.cat([own, theirs], dim=-1)
-            sums[position].update(both.flatten(0, 1) if mask is None else both[mask.bool()])
+            total.update(both.flatten(0, 1) if mask is None else both[mask.bool()])
     found = []
-    for width, own in zip(widths, sums, strict=True):
+    for width, own in zip(widths[0], sums, strict=True):
         total = reduced(own, accelerator)
         weight, bias = regress(total, width, penalty)
         spread = total.covariance()[width:, width:].trace().item()
