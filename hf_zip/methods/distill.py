@@ -12,14 +12,7 @@ from hf_zip.nested import run_nested
 from hf_zip.plain import build
 from hf_zip.refit.head import refit_heads
 from hf_zip.rooting.distil import Start, distil
-from hf_zip.rooting.options import LessonOptions, RootTraining
-
-
-@dataclass(frozen=True)
-class DistillTraining(RootTraining):
-    """`RootTraining`, but nothing is drawn back to the start."""
-
-    anchor: float = 0.0
+from hf_zip.rooting.options import DistillTraining, LessonOptions
 
 
 @dataclass(frozen=True)

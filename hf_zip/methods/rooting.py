@@ -12,8 +12,10 @@ from hf_zip.methods import method_named, methods
 from hf_zip.nested import run_nested
 from hf_zip.plain import build
 from hf_zip.products import products, total, verdict
-from hf_zip.rooting.options import RootingOptions
+from hf_zip.rooting.distil import Start, distil
+from hf_zip.rooting.options import DistillTraining, RootingOptions
 from hf_zip.rooting.root import Rooted, root_model
+from hf_zip.training.options import TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,14 @@ class RootingMergeOptions(RootingOptions):
         root: Position of the root among the models, from 0 on.
         then: The method that merges them once they are siblings.
         then_parameters: Its options.
+        second_stage: How the merge is trained on what all models do, from its own weights; left
+            out, it is not. What is compared is what rootings compare.
     """
 
     root: int = 0
     then: str = "average"
     then_parameters: Mapping[str, Any] = field(default_factory=dict)
+    second_stage: DistillTraining | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges, and the method."""
@@ -41,6 +46,11 @@ class RootingMergeOptions(RootingOptions):
                 f"as rooted ones do; use one of {known}"
             )
         build(method.options, self.then_parameters, "parameters.then_parameters")
+        if method.per_task and self.second_stage is not None:
+            raise HfZipError(
+                f"second_stage trains one model for all tasks, but then is {self.then!r}, which "
+                "keeps weights of every task; leave second_stage out, or use another method"
+            )
 
 
 def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
@@ -49,7 +59,8 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     A model whose weights are alike to the root's already is a sibling and stays as it is. A method
     that needs a base gets the root for one, so the root's own task vector is zero there.
 
-    Source: GAN Cocktail (https://arxiv.org/abs/2106.03847), there for generators and their mean.
+    Source: GAN Cocktail (https://arxiv.org/abs/2106.03847), there for generators and their mean;
+    section 3.2 has the second stage.
     """
     method, models = method_named(options.then), inputs.runtime.models
     if not 0 <= options.root < len(models):
@@ -74,6 +85,8 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     own = build(method.options, options.then_parameters, "parameters.then_parameters")
     merged = run_nested(method, siblings, own)
     rooted = {position: own for position, own in enumerate(found) if own is not None}
+    if options.second_stage is not None:
+        merged = _trained_further(inputs, options, options.second_stage, merged)
     return replace(
         merged,
         aligned=(),
@@ -107,6 +120,33 @@ def _rooted(
         inputs.seed,
         f"rooting of model {position}",
         runtime.progress,
+    )
+
+
+def _trained_further(
+    inputs: MergeInputs, options: RootingOptions, training: TrainingOptions, merged: Merged
+) -> Merged:
+    """The merge after it has learnt from the models as they were before they were rooted."""
+    runtime = inputs.runtime
+    start = Start(merged.state, merged.heads, merged.config)
+    found, trained = distil(
+        runtime.models,
+        runtime.feeds,
+        inputs.weights,
+        start,
+        options,
+        training,
+        runtime.accelerator,
+        inputs.seed,
+        "second stage",
+        runtime.progress,
+    )
+    trainings = (*merged.provenance.get("trainings", ()), trained)
+    return replace(
+        merged,
+        state=dict(found.trunk),
+        heads=tuple(map(dict, found.heads)),
+        provenance={**merged.provenance, "trainings": trainings},
     )
 
 

@@ -23,6 +23,13 @@ class RootTraining(TrainingOptions):
 
 
 @dataclass(frozen=True)
+class DistillTraining(RootTraining):
+    """`RootTraining`, but nothing is drawn back to the start."""
+
+    anchor: float = 0.0
+
+
+@dataclass(frozen=True)
 class LessonOptions:
     """What a student learns of a teacher.
 
