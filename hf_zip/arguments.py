@@ -43,11 +43,17 @@ def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:
     samples = options["--samples"]
     if samples is not None and not (options["--calibration"] or options["--own-calibration"]):
         raise HfZipError("--samples says how many inputs to take, so give --calibration too")
+    origins = _own_bases(options.get("--own-base") or [], tasks)
     values = {
         "merge_method": options["--method"],
         "models": [
-            {"model": model, "task": task, "calibration": _calibration(data, samples)}
-            for model, task, data in zip(models, tasks, own, strict=True)
+            {
+                "model": model,
+                "task": task,
+                "calibration": _calibration(data, samples),
+                "base_model": origin,
+            }
+            for model, task, data, origin in zip(models, tasks, own, origins, strict=True)
         ],
         "base_model": options["--base"],
         "stop_at": _depth(options["--stop-at"]),
@@ -63,8 +69,13 @@ def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:
     return Recipe.from_dict(values)
 
 
-def labelled(option: str, texts: list[str]) -> list[dict[str, str]]:
+def labelled(option: str, texts: list[str], what: str = "DATA") -> list[dict[str, str]]:
     """Returns the labelled data that an option names as TASK=DATA, as a recipe lists them.
+
+    Args:
+        option: The option, for messages.
+        texts: What was given.
+        what: What it names of a task, for messages.
 
     Raises:
         HfZipError: A text is of another form.
@@ -73,9 +84,23 @@ def labelled(option: str, texts: list[str]) -> list[dict[str, str]]:
     for text in texts:
         task, equals, data = text.partition("=")
         if not (task and equals and data):
-            raise HfZipError(f"{option} takes TASK=DATA, not {text!r}")
+            raise HfZipError(f"{option} takes TASK={what}, not {text!r}")
         specs.append({"task": task, "data": data})
     return specs
+
+
+def _own_bases(texts: list[str], tasks: list[str | None]) -> list[str | None]:
+    """The base of each model's own, from TASK=MODEL; nothing for models without."""
+    found: list[str | None] = [None] * len(tasks)
+    for named in labelled("--own-base", texts, "MODEL"):
+        positions = [i for i, task in enumerate(tasks) if task == named["task"]]
+        if len(positions) != 1:
+            raise HfZipError(
+                f"--own-base names the task {named['task']!r}, which {len(positions)} of the "
+                "models have; give --task once per model, each another one, or write a recipe"
+            )
+        found[positions[0]] = named["data"]
+    return found
 
 
 def numbers(option: str, text: str | None, kind: type) -> list[Any] | None:

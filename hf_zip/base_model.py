@@ -45,12 +45,39 @@ def base_state(
     return found
 
 
+def compare_bases(
+    sources: Sequence[Source],
+    base: Source,
+    own_bases: Sequence[Source | None],
+    heads: Sequence[str],
+    force: bool,
+    known: Mapping[str, Products] | None = None,
+) -> Iterator[Finding]:
+    """Returns what is wrong, or worth knowing, between models and the base of each.
+
+    Args:
+        sources: The models, all of one class.
+        base: What those without a base of their own should have been fine-tuned from.
+        own_bases: The bases of models' own; empty if none has any.
+        heads: See `compare_base`; so are the next.
+        force: See `refused`.
+        known: What `weight_products` found of all models and the base, where that is known.
+    """
+    bases = own_bases or [None] * len(sources)
+    siblings = [i for i, own in enumerate(bases) if own is None]
+    yield from compare_base(sources, base, heads, force, known, siblings)
+    for source, own in zip(sources, bases, strict=True):
+        if own is not None:
+            yield from compare_base([source], own, heads, force)
+
+
 def compare_base(
     sources: Sequence[Source],
     base: Source,
     heads: Sequence[str],
     force: bool,
     known: Mapping[str, Products] | None = None,
+    siblings: Sequence[int] | None = None,
 ) -> Iterator[Finding]:
     """Returns what is wrong, or worth knowing, between models and their base.
 
@@ -60,6 +87,8 @@ def compare_base(
         heads: Linear layers that make a task head.
         force: See `refused`.
         known: What `weight_products` found of the models and the base, where that is known.
+        siblings: Positions of the models whose weights should be alike to the base's; left out,
+            all of them.
     """
     first = sources[0]
     own, theirs = (_prefixes(source.model) for source in (first, base))
@@ -83,7 +112,7 @@ def compare_base(
         # How either cuts texts off, or writes them apart, does not touch its weights.
         yield from (finding for finding in tokens if finding.code == "vocabulary")
     products = weight_products(sources, found) if known is None else known
-    for position in range(len(sources)):
+    for position in range(len(sources)) if siblings is None else siblings:
         yield from _unlike(sources, position, base, heads, force, products)
 
 

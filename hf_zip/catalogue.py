@@ -139,6 +139,7 @@ def _needs(method: MergeMethod) -> str:
     needs = {
         "a shared initialisation": method.requires.shared_init,
         "a base model": method.requires.base,
+        "the bases of models that have another": method.requires.own_bases,
         "unlabelled inputs": method.requires.calibration and not method.requires.own_inputs,
         "unlabelled inputs, of all models or of each": method.requires.own_inputs,
         f"{method.requires.models} models": method.requires.models is not None,

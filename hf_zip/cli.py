@@ -20,6 +20,7 @@ from hf_zip.options import (
     Labels,
     Lane,
     Out,
+    OwnBase,
     OwnCalibration,
     Private,
     RepoId,
@@ -63,6 +64,7 @@ def merge(
     base: Annotated[
         str | None, typer.Option(help="The model that the others were fine-tuned from.")
     ] = None,
+    own_base: OwnBase = None,
     task: Annotated[
         list[str] | None, typer.Option(help="Name of a model's task; once per model, in order.")
     ] = None,
@@ -102,6 +104,7 @@ def merge(
         "--samples": samples,
         "--evaluation": evaluation,
         "--base": base,
+        "--own-base": own_base,
         "--task": task,
         "--labels": labels,
         "--stop-at": stop_at,

@@ -24,6 +24,7 @@ class Requires:
 
     Args:
         base: A common base model.
+        own_bases: A model may have a base of its own, from which its task vector is brought.
         calibration: Unlabelled inputs.
         own_inputs: Each model is run by itself, on inputs of its own where it has some.
         covariances: The covariance of every merge group on them.
@@ -38,6 +39,7 @@ class Requires:
     """
 
     base: bool = False
+    own_bases: bool = False
     calibration: bool = False
     own_inputs: bool = False
     covariances: bool = False
@@ -155,6 +157,8 @@ class MergeInputs:
         base: Parameters of the model that they were fine-tuned from, by the names that they have in
             the first; those that it lacks, and heads, are left out. Nothing unless the method
             requires it.
+        own_bases: The same of each model's own base, nothing for models without; empty if none has
+            any.
         seed: Decides every random choice.
         varied: Of parameters by name, the values that they have of options that vary; nothing where
             none does. The options themselves then hold the last value of each.
@@ -167,6 +171,7 @@ class MergeInputs:
     covariances: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     model_options: tuple[Any, ...] = ()
     base: State | None = None
+    own_bases: tuple[State | None, ...] = ()
     seed: int = 0
     varied: Mapping[str, Varied] = field(default_factory=dict)
 

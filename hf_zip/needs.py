@@ -29,6 +29,7 @@ def check_needs(method: MergeMethod, request: Request) -> None:
             "tells which features belong together. List all data sets under 'calibration: {data: "
             f"[...]}}' of the recipe, or use one of the methods {able}"
         )
+    _check_own_bases(method, request)
     if method.requires.calibration and not request.has_calibration:
         raise HfZipError(
             f"{method.name!r} needs unlabelled inputs to run the models on; give calibration "
@@ -57,6 +58,16 @@ def check_needs(method: MergeMethod, request: Request) -> None:
         raise HfZipError(
             "validation data choose the depth with stop_at: auto and 'budget: {points: 1.0}', but "
             "there is no such budget; leave them out"
+        )
+
+
+def _check_own_bases(method: MergeMethod, request: Request) -> None:
+    named = [i for i, spec in enumerate(request.recipe.models) if spec.base_model is not None]
+    if named and not method.requires.own_bases:
+        able = ", ".join(name for name, known in methods().items() if known.requires.own_bases)
+        raise HfZipError(
+            f"models.{named[0]} has its own 'base_model', but {method.name!r} brings nothing from "
+            f"one base to another; leave it out, or use {able}"
         )
 
 

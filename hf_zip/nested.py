@@ -3,11 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from hf_zip.collect import collect, group_observations
+from hf_zip.covariances import group_covariances
 from hf_zip.method import Merged, MergeInputs, MergeMethod
-from hf_zip.statistics.covariance import Covariance
 
 
 def run_gathered(method: MergeMethod, inputs: MergeInputs, options: Any) -> Merged:
@@ -19,7 +16,9 @@ def run_gathered(method: MergeMethod, inputs: MergeInputs, options: Any) -> Merg
         options: Its options.
     """
     if method.requires.covariances:
-        inputs = replace(inputs, covariances=covariances(inputs))
+        runtime = inputs.runtime
+        given = (inputs.groups, runtime.models, runtime.calibration)
+        inputs = replace(inputs, covariances=group_covariances(*given, **runtime.running))
     return method.run(inputs, options)
 
 
@@ -33,27 +32,6 @@ def run_nested(method: MergeMethod, inputs: MergeInputs, options: Any) -> Merged
     """
     models = tuple(_options_of(method, own) for own in inputs.model_options)
     return run_gathered(method, replace(inputs, model_options=models), options)
-
-
-def covariances(inputs: MergeInputs) -> dict[str, tuple[Tensor, ...]]:
-    """Returns for every merge group one covariance per tap, over the features of all models."""
-    runtime = inputs.runtime
-    observations = [
-        (group.name, observation)
-        for group in inputs.groups
-        for observation in group_observations(group, len(inputs.states))
-    ]
-    found = collect(
-        runtime.models,
-        runtime.calibration,
-        [observation for _, observation in observations],
-        Covariance,
-        **runtime.running,
-    )
-    by_group: dict[str, tuple[Tensor, ...]] = {}
-    for (name, _), statistic in zip(observations, found, strict=True):
-        by_group[name] = (*by_group.get(name, ()), statistic.covariance().cpu())
-    return by_group
 
 
 def _options_of(method: MergeMethod, own: Any) -> Any:

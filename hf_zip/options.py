@@ -47,6 +47,14 @@ OwnCalibration = Annotated[
         "per model, in order.",
     ),
 ]
+OwnBase = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TASK=MODEL",
+        help="What the model of one --task was fine-tuned from, where that is not --base, for "
+        "transport; repeat for every such model.",
+    ),
+]
 Samples = Annotated[
     int | None,
     typer.Option(help="Calibration inputs in all; of --own-calibration, for each model."),

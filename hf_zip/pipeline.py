@@ -126,6 +126,7 @@ def merge(
     evaluation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     validation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     own_calibration: Sequence[Any] | None = None,
+    own_bases: Sequence[str | Path | PreTrainedModel | None] | None = None,
     out: str | Path | None = None,
     force: bool = False,
     progress: bool = True,
@@ -148,6 +149,8 @@ def merge(
         validation: The same, to choose the depth on; see `Recipe`.
         own_calibration: For a list of models, one entry per model: unlabelled inputs of its own, as
             for `calibration`, or nothing; for methods that run each model by itself.
+        own_bases: For a list of models, one entry per model: what it was fine-tuned from, by name
+            or in memory, where that is not `base_model`, or nothing; for `transport`.
         out: Folder to write to. It is written as soon as the model is merged, and its report and
             card again after the evaluation.
         force: Merge despite findings that may be forced.
@@ -180,6 +183,7 @@ def merge(
         recipe_keys,
         validation,
         own_calibration,
+        own_bases,
     )
     chosen = method_named(request.recipe.merge_method)
     request = replace(request, allow_pickle=allow_pickle)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_zip.adapters import Adapter
-from hf_zip.base_model import base_state, compare_base
+from hf_zip.base_model import base_state, compare_bases
 from hf_zip.checkpoint import check_finite
 from hf_zip.compatibility import (
     Finding,
@@ -88,6 +88,7 @@ def preflight(
     method: str = "",
     force: bool = False,
     base: Source | None = None,
+    own_bases: Sequence[Source | None] = (),
 ) -> Preflight:
     """Returns what is known of a merge before the work, or refuses it with all its problems.
 
@@ -98,11 +99,13 @@ def preflight(
         method: Name of the method, for messages.
         force: Turn the problems that somebody may know better about into warnings.
         base: The model that the others were fine-tuned from, where it is known.
+        own_bases: What each model was fine-tuned from, where that is another; empty if none is.
 
     Raises:
         HfZipError: The models do not fit together; the message lists everything that was found.
     """
-    findings = [*_few(sources), *_tasks(sources, tasks), *_types(sources)]
+    few = _few(sources, any(own_bases))
+    findings = [*few, *_tasks(sources, tasks), *_types(sources)]
     findings += [finding for source in sources for finding in check_tokenizer(source)]
     first, alike = sources[0], [s for s in sources[1:] if _type(s) == _type(sources[0])]
     known = support(first.model)
@@ -129,10 +132,12 @@ def preflight(
         if needs_shared_init:
             findings += _initialisation(pairs, known.adapter, method or "this method", force)
         if base is not None:
-            compared = list(compare_base(sources, base, heads, force, products))
+            compared = list(compare_bases(sources, base, own_bases, heads, force, products))
             findings += compared
             if not any(finding.level == "error" for finding in compared):
                 changes = task_vector_similarities(sources, before, known.adapter, products)
+                others = {s.name for s, own in zip(sources, own_bases, strict=False) if own}
+                changes = tuple(x for x in changes if others.isdisjoint((x.first, x.second)))
 
     errors = [finding.message for finding in findings if finding.level == "error"]
     if errors:
@@ -167,10 +172,11 @@ def render(found: Preflight) -> str:
     return "\n".join(lines)
 
 
-def _few(sources: Sequence[Source]) -> Iterator[Finding]:
+def _few(sources: Sequence[Source], brought: bool) -> Iterator[Finding]:
+    """Too few models; one alone is enough where it is brought to another base."""
     if not sources:
         raise HfZipError("there are no models to merge; name at least two under 'models'")
-    if len(sources) == 1:
+    if len(sources) == 1 and not brought:
         yield Finding(
             "warning",
             "single",

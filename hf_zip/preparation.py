@@ -1,7 +1,7 @@
 """A request → sources fit to be merged, and what every method works on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from hf_zip.accuracy import check_apart
 from hf_zip.adapters import Adapter
+from hf_zip.align import State
 from hf_zip.arrangement import arrange_heads, trunks_of
 from hf_zip.base_model import base_state
 from hf_zip.choices import choices
@@ -49,6 +50,7 @@ class Prepared:
         validation: The same, for the choice of the depth.
         apart: Whether the heads stay apart; the methods then work on the trunks.
         base: What the sources were fine-tuned from, where it is known.
+        own_bases: What each was fine-tuned from, where that is another; empty if none is.
     """
 
     sources: tuple[Source, ...]
@@ -59,6 +61,7 @@ class Prepared:
     validation: Mapping[str, Any] = field(default_factory=dict)
     apart: bool = False
     base: Source | None = None
+    own_bases: tuple[Source | None, ...] = ()
 
     @property
     def family(self) -> tuple[Ancestor, ...]:
@@ -104,6 +107,7 @@ def prepare(
     chosen = choices(method, recipe)
     method = method.with_options(chosen.options)
     sources, base = request.load_sources(), request.load_base()
+    own_bases = request.load_own_bases()
     needs_base = method.requires.base
     if not needs_base:  # task vectors are added up, and are what they are
         chosen = chosen.weighted(recipe.models, [source.model for source in sources])
@@ -122,6 +126,7 @@ def prepare(
         trunks_of(sources),
         tasks,
         base=base,
+        own_bases=own_bases,
         needs_shared_init=method.requires.shared_init,
         method=method.name,
         force=force,
@@ -133,6 +138,7 @@ def prepare(
     else:
         *models, base = in_one_vocabulary((*sources, base))
         sources = tuple(models)
+        in_one_vocabulary((sources[0], *{id(own): own for own in own_bases if own}.values()))
     trunks = trunks_of(sources)
     if known.adapter is not None:
         if method.requires.plain_scores:
@@ -152,6 +158,7 @@ def prepare(
             groups=known.groups,
             heads=heads,
             base=base_state(trunks[0].model, base.model, heads) if base and needs_base else None,
+            own_bases=_own_states(trunks, own_bases, heads),
             seed=recipe.seed,
             model_options=chosen.models,
             varied=chosen.varied(trunks[0].model, known.adapter, states[0]),
@@ -170,7 +177,19 @@ def prepare(
         validation=validation,
         apart=heads_apart(sources),
         base=base,
+        own_bases=own_bases,
     )
+
+
+def _own_states(
+    trunks: Sequence[Source], own_bases: Sequence[Source | None], heads: Sequence[str]
+) -> tuple[State | None, ...]:
+    """The parameters of each model's own base; of models with the same base the same ones."""
+    found: dict[int, State] = {}
+    for trunk, own in zip(trunks, own_bases, strict=False):
+        if own is not None and id(own) not in found:
+            found[id(own)] = base_state(trunk.model, own.model, heads)
+    return tuple(found.get(id(own)) for own in own_bases)
 
 
 def _check_supported(method: MergeMethod, recipe: Recipe, known: Support, apart: bool) -> None:

@@ -65,12 +65,15 @@ class ModelSpec:
         parameters: Options of the merge method for this model, such as `weight`.
         calibration: Unlabelled inputs of this model's own, such as those of its task, for methods
             that run each model by itself; left out, it is run on the shared ones.
+        base_model: What this model was fine-tuned from, where that is not the recipe's
+            `base_model`, for `transport`.
     """
 
     model: str
     task: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     calibration: CalibrationSpec | None = None
+    base_model: str | None = None
 
     REFUSED: ClassVar[Mapping[str, str]] = {
         "data": "data are named by 'calibration: {data: [...]}'"

@@ -22,6 +22,7 @@ from hf_zip.redact import published
 from hf_zip.report import (
     REPORT_NAME,
     MethodRecord,
+    OwnBaseRecord,
     Report,
     SimilarityRecord,
     SourceRecord,
@@ -46,11 +47,18 @@ def resolved_recipe(
             replace(
                 spec,
                 model=_pinned(spec.model, source),
+                base_model=_pinned(spec.base_model, own) if spec.base_model and own else None,
                 task=names.get(i),
                 parameters=as_given(chosen, spec.parameters),
             )
-            for i, (spec, source, chosen) in enumerate(
-                zip(recipe.models, prepared.sources, prepared.inputs.model_options, strict=True)
+            for i, (spec, source, chosen, own) in enumerate(
+                zip(
+                    recipe.models,
+                    prepared.sources,
+                    prepared.inputs.model_options,
+                    prepared.own_bases or [None] * len(recipe.models),
+                    strict=True,
+                )
             )
         ),
         base_model=_pinned(recipe.base_model, prepared.base)
@@ -119,6 +127,11 @@ def make_report(
             for source, spec in zip(prepared.sources, recipe.models, strict=True)
         ),
         base=SourceRecord.of(prepared.base) if prepared.base else None,
+        own_bases=tuple(
+            OwnBaseRecord(source.name, SourceRecord.of(own))
+            for source, own in zip(prepared.sources, prepared.own_bases, strict=False)
+            if own is not None
+        ),
         tasks=tuple(TaskRecord.of(task) for task in prepared.tasks),
         method=MethodRecord(method.name, method.title, method.reference),
         versions=versions(),

@@ -24,7 +24,8 @@ def published(report: Report) -> Report:
     Names of tasks and labels stay as they are, even where they look like paths.
     """
     base, adapter = report.base, report.adapter
-    models = (*report.sources, *([base] if base else []))
+    own_bases = tuple(own.base for own in report.own_bases)
+    models = (*report.sources, *([base] if base else []), *own_bases)
     names = {s.reference: s.name for s in models if s.revision is None}
     names |= _of_adapters(report)
     evaluation = report.evaluation
@@ -39,6 +40,7 @@ def published(report: Report) -> Report:
         recipe=_value(report.recipe, names),
         sources=tuple(_source(s, names) for s in report.sources),
         base=replace(base, reference=_value(base.reference, names)) if base else None,
+        own_bases=tuple(replace(own, base=_source(own.base, names)) for own in report.own_bases),
         findings=tuple(_sentence(finding, names) for finding in report.findings),
         adapter=replace(adapter, base=_value(adapter.base, names)) if adapter else None,
         calibration=_value(report.calibration, names),

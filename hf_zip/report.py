@@ -57,6 +57,19 @@ class SourceRecord:
 
 
 @dataclass(frozen=True)
+class OwnBaseRecord:
+    """What one source was fine-tuned from, where that is not the base of the merge.
+
+    Args:
+        source: Name of the source.
+        base: Its base.
+    """
+
+    source: str
+    base: SourceRecord
+
+
+@dataclass(frozen=True)
 class TaskRecord:
     """One task and its rows in the merged head; the fields are those of `Task`."""
 
@@ -197,6 +210,8 @@ class Report:
         own_calibration: The same for inputs of sources' own, by the name of the source.
         evaluation: What was measured; nothing before that.
         base: The model that the sources were fine-tuned from, where it is known.
+        own_bases: What sources were fine-tuned from, of those whose task vectors were brought to
+            `base` from there.
         sizes: Bytes of the weights in the precision of the merge: of the `merge` and of all
             `sources` together; of a merge with weights for every task only.
         adapter: What is known of the adapter that it was written as; nothing where it was not.
@@ -231,6 +246,7 @@ class Report:
     own_calibration: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Evaluation | None = None
     base: SourceRecord | None = None
+    own_bases: tuple[OwnBaseRecord, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     adapter: AdapterRecord | None = None
     schema_version: int = SCHEMA_VERSION

@@ -29,6 +29,7 @@ class Request:
         processor: Their image processor or tokenizer.
         calibration: Calibration inputs in memory.
         own_calibration: Those of models' own in memory, by position of the model in the recipe.
+        own_bases: Base models of models' own in memory, likewise.
         evaluation: Labelled data in memory by task.
         validation: The same, for the choice of the depth.
         allow_pickle: Whether weights may be pickles.
@@ -42,6 +43,7 @@ class Request:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     validation: Mapping[str, Any] = field(default_factory=dict)
     own_calibration: Mapping[int, Any] = field(default_factory=dict)
+    own_bases: Mapping[int, PreTrainedModel] = field(default_factory=dict)
     allow_pickle: bool = False
 
     @property
@@ -92,6 +94,22 @@ class Request:
         if self.base is not None:
             return from_model(self.base, None, reference)
         return load_source(reference, allow_pickle=self.allow_pickle)
+
+    def load_own_bases(self) -> tuple[Source | None, ...]:
+        """Returns the base of each model's own, each loaded once; nothing if none has any."""
+        found: dict[str, Source] = {}
+        for position, spec in enumerate(self.recipe.models):
+            name = spec.base_model
+            if name is None or name in found:
+                continue
+            memory = self.own_bases.get(position)
+            found[name] = (
+                load_source(name, allow_pickle=self.allow_pickle)
+                if memory is None
+                else from_model(memory, None, name)
+            )
+        specs = self.recipe.models if found else ()
+        return tuple(found.get(spec.base_model or "") for spec in specs)
 
     def with_shared_base(self) -> "Request":
         """Returns the request with the base that all models are adapters of, where none is named.
@@ -218,6 +236,7 @@ def read_request(
     recipe_keys: Mapping[str, Any] | None = None,
     validation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     own_calibration: Sequence[Any] | None = None,
+    own_bases: Sequence[str | Path | PreTrainedModel | None] | None = None,
 ) -> Request:
     """Returns the request that the arguments of `hf_zip.merge` describe.
 
@@ -228,7 +247,8 @@ def read_request(
     if recipe is not None:
         given = {"method": method, "tasks": tasks, "calibration": calibration}
         given |= {"evaluation": evaluation, "validation": validation}
-        given |= {"own_calibration": own_calibration, **(recipe_keys or {})}
+        given |= {"own_calibration": own_calibration, "own_bases": own_bases}
+        given |= recipe_keys or {}
         twice = [name for name, value in given.items() if value is not None]
         if twice:
             raise HfZipError(f"the recipe decides {', '.join(twice)}; {_FOR_LISTS}")
@@ -246,9 +266,24 @@ def read_request(
             f"there are {len(listed)} models but {len(own)} entries of own_calibration; give one "
             "per model, None for a model without inputs of its own"
         )
+    bases = list(own_bases or [None] * len(listed))
+    if len(bases) != len(listed):
+        raise HfZipError(
+            f"there are {len(listed)} models but {len(bases)} entries of own_bases; give one per "
+            "model, None for a model without a base of its own"
+        )
     in_memory = {i: m for i, m in enumerate(listed) if isinstance(m, PreTrainedModel)}
     task_names: Sequence[str | None] = tasks or [None] * len(listed)
     names = [f"model_{i}" if i in in_memory else str(m) for i, m in enumerate(listed)]
+    bases_in_memory = {i: m for i, m in enumerate(bases) if isinstance(m, PreTrainedModel)}
+    base_names = [
+        f"base_{[id(other) for other in bases].index(id(own))}"
+        if i in bases_in_memory
+        else None
+        if own is None
+        else str(own)
+        for i, own in enumerate(bases)
+    ]
     keys = dict(recipe_keys or {})
     base = keys.get("base_model")
     base = base if isinstance(base, PreTrainedModel) else None
@@ -260,8 +295,10 @@ def read_request(
     values = {
         "merge_method": method,
         "models": [
-            {"model": name, "task": task, "calibration": spec}
-            for name, task, (spec, _) in zip(names, task_names, own, strict=True)
+            {"model": name, "task": task, "calibration": spec, "base_model": origin}
+            for name, task, (spec, _), origin in zip(
+                names, task_names, own, base_names, strict=True
+            )
         ],
         "calibration": calibration_spec,
         "evaluation": evaluation_specs,
@@ -277,6 +314,7 @@ def read_request(
         evaluation_memory,
         validation_memory,
         {i: data for i, (_, data) in enumerate(own) if data is not None},
+        bases_in_memory,
     )
 
 

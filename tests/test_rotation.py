@@ -13,6 +13,7 @@ from hf_zip.adapters import adapter_for, adapters
 from hf_zip.align import align
 from hf_zip.canonical import canonical, canonical_entries, obstacle
 from hf_zip.collect import make_accelerator
+from hf_zip.covariances import group_covariances
 from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import merge_groups
@@ -27,7 +28,6 @@ from hf_zip.matching.rotation import (
 from hf_zip.method import MergeInputs, Runtime, WeightOptions
 from hf_zip.methods import method_named
 from hf_zip.methods.rotate import RotateOptions, run
-from hf_zip.nested import covariances
 from tests.models import images, random_permutations, randomise, rows, vit, with_parameters
 
 PRE_NORM = [adapter for adapter in adapters().values() if not obstacle(adapter, rotated=True)]
@@ -471,7 +471,8 @@ def inputs_for(models, adapter, count=64):
         runtime=runtime,
         model_options=(WeightOptions(),) * len(models),
     )
-    return replace(inputs, covariances=covariances(inputs))
+    found = group_covariances(inputs.groups, models, runtime.calibration, **runtime.running)
+    return replace(inputs, covariances=found)
 
 
 @every_adapter

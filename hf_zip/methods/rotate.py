@@ -9,18 +9,10 @@ import torch
 from hf_zip.aligned import Refit, merge_aligned
 from hf_zip.canonical import canonical, canonical_entries
 from hf_zip.groups import MergeGroup, merge_groups
-from hf_zip.match import Covariances, Matching, Plan, match, matched_correlation
-from hf_zip.matching.correlation import mean_correlation
-from hf_zip.matching.merge_map import MergeMap
-from hf_zip.matching.rotation import (
-    aligned_covariance,
-    centred,
-    match_head_rotations,
-    match_rotation,
-)
+from hf_zip.match import Covariances, Matching
+from hf_zip.matching.rotation import centred
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
-
-How = Literal["rotate", "permute", "identity"]
+from hf_zip.rotated import How, match_rotated
 
 
 @dataclass(frozen=True)
@@ -83,45 +75,15 @@ def _match(
 
     Of these the canonical form changes only the stream, whose mean over features it takes out.
     """
-    if num_models == 1:
-        return Matching({}, {})
     canonical_covariances = {
         group.name: [centred(covariance, num_models) for covariance in covariances[group.name]]
         if group.role == "stream"
         else covariances[group.name]
         for group in groups
     }
-    reordered = match(
-        groups,
-        canonical_covariances,
-        num_models,
-        Plan(
-            stream="identity" if options.stream == "rotate" else options.stream,
-            heads="identity" if options.heads == "rotate" else options.heads,
-            mlp=options.mlp,
-        ),
+    return match_rotated(
+        groups, canonical_covariances, num_models, options.stream, options.heads, options.mlp
     )
-    rotated: dict[str, MergeMap] = {}
-    for group in groups:
-        if group.role == "stream" and options.stream == "rotate":
-            rotated[group.name] = match_rotation(canonical_covariances[group.name], num_models)
-        if group.role == "value" and options.heads == "rotate":
-            names = [group.name, *(other.name for other in groups if other.linked == group.name)]
-            found = match_head_rotations(
-                [canonical_covariances[name] for name in names], num_models, group.num_heads
-            )
-            rotated |= dict(zip(names, found, strict=True))
-    correlations = {
-        name: _correlation(canonical_covariances[name], found) for name, found in rotated.items()
-    }
-    return Matching({**reordered.maps, **rotated}, {**reordered.correlations, **correlations})
-
-
-def _correlation(covariances: Sequence[torch.Tensor], found: MergeMap) -> float:
-    """The mean correlation of the features that share a merged one, once they are rotated."""
-    aligned = [aligned_covariance(covariance, found) for covariance in covariances]
-    straight = MergeMap.identity(found.num_models, found.size)
-    return matched_correlation(mean_correlation(aligned), straight)
 
 
 ENTRY = MergeMethod(

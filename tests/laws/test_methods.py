@@ -43,6 +43,7 @@ LOSSLESS_COPIES = {
     "tall_masks": lambda copies: {"scaling": 1 / copies},
     "adamerging": lambda copies: {"start": 1 / copies, **UNTRAINED},
     "wemoe": lambda copies: {"scaling": 1 / copies, **UNTRAINED},
+    "transport": lambda copies: {"then_parameters": {"scaling": 1 / copies}},
 }
 # These change singular values, make equal directions orthogonal, weigh numbers by their rank, or
 # leave out the mean over outputs.
@@ -56,10 +57,11 @@ def depends_on_family(method):
     """Whether a law of the method may hold for one family and fail for another.
 
     Methods of one parameter at a time, and those that know modules but no table, know no family.
-    The average stands for them; what runs models is tried on all families in `test_fisher.py`.
+    The average stands for them; what runs models is tried on all families in `test_fisher.py`, and
+    what brings task vectors from one base to another in `test_transport.py`.
     """
     by_parameter = method.combination is not None or method.per_task or method.requires.elementwise
-    return not by_parameter or method.name == "average"
+    return not (by_parameter or method.requires.own_bases) or method.name == "average"
 
 
 def allowed(method, adapter):
@@ -104,7 +106,12 @@ def merge(method, models):
         torch.manual_seed(9)
         keys["base_model"] = randomise(family.example().double().eval(), 9)
     tasks = ["same"] * len(models)
-    request = read_request(models, method=method.name, tasks=tasks, recipe_keys=keys)
+    own_bases = None
+    if method.requires.own_bases:  # the same base for all but the first, brought to itself
+        own_bases = [None, *[keys["base_model"]] * (len(models) - 1)]
+    request = read_request(
+        models, method=method.name, tasks=tasks, recipe_keys=keys, own_bases=own_bases
+    )
     prepared = prepare(request, method, True, make_accelerator(), progress=False)
     calibration = rows(random_inputs(models[0], 128, seed=7))
     own = tuple(Feed(calibration, 32) for _ in models) if method.requires.own_inputs else ()
