@@ -11,6 +11,7 @@ so that a run that was stopped goes on, and `rooting.md` is made from it.
 """
 
 import argparse
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -173,8 +174,7 @@ def of_texts(arguments: argparse.Namespace) -> tuple[Makes, str, dict[str, Any]]
         position: int, training: Mapping[str, Any], scratch: Path
     ) -> tuple[Group, Parts, dict[str, Callable[[], Made]]]:
         folders = benchmark_text.train_parents(data, tokenizer, ways, position, arguments.cache)
-        inputs = benchmark_text.calibration_texts(data, proxies, arguments.samples, position)
-        inputs = {name: given[: arguments.samples] for name, given in inputs.items()}
+        inputs = training_texts(data, proxies, arguments.samples, position)
         labelled = {
             part: {name: benchmark_text.named(getattr(own, part)) for name, own in data.items()}
             for part in ("test", "validation")
@@ -184,6 +184,27 @@ def of_texts(arguments: argparse.Namespace) -> tuple[Makes, str, dict[str, Any]]
         )
 
     return make, " + ".join(data), asdict(setting)
+
+
+def training_texts(
+    data: Mapping[str, benchmark_text.Data],
+    proxies: Mapping[str, Sequence[str]],
+    samples: int,
+    seed: int,
+) -> dict[str, list[str]]:
+    """Returns texts without labels by whose they are; of all tasks in turn.
+
+    Args:
+        data: The data by task.
+        proxies: Unrelated texts, by the name of their data set.
+        samples: How many at most; of every task the same number.
+        seed: Decides which.
+    """
+    draw, every = random.Random(seed), [own.training.texts for own in data.values()]
+    share = min(samples // len(every), *map(len, every))
+    drawn = [draw.sample(texts, share) for texts in every]
+    others = {name: draw.sample(own, min(samples, len(own))) for name, own in proxies.items()}
+    return {ALL: [text for row in zip(*drawn, strict=True) for text in row], **others}
 
 
 def _group(

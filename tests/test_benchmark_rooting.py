@@ -12,8 +12,10 @@ from tests.test_benchmark_zip import folder as pictures  # noqa: F401 - a fixtur
 
 # isort: split
 import benchmark_rooting
+import benchmark_text
 import rooting_rows
 import rooting_tables
+import train_bert
 
 ROOTED = ("rooted in the first, average", "rooted in zipfit, task arithmetic")
 
@@ -85,6 +87,20 @@ def test_models_of_texts_are_rooted_too(sentences, monkeypatch):  # noqa: F811
     rows = {row["name"]: row for row in group["test"]}
     assert rows["rooted in the first, average: 2 steps"]["per_task"].keys() == {"asked", "named"}
     assert str(sentences) not in (sentences / "out" / "rooting.md").read_text()
+
+
+def test_texts_are_of_all_tasks_in_turn():
+    def data(name, count):
+        texts = train_bert.Texts([f"{name} {i}" for i in range(count)], [0] * count, ("x",))
+        return benchmark_text.Data(texts, texts, texts)
+
+    both = {"a": data("a", 9), "b": data("b", 5)}
+    found = benchmark_rooting.training_texts(both, {"c": ["c 0", "c 1"]}, 12, 0)
+    assert [text[0] for text in found["all tasks"]] == ["a", "b"] * 5  # as many as the fewer
+    assert len(set(found["all tasks"])) == 10
+    assert sorted(found["c"]) == ["c 0", "c 1"]
+    other = benchmark_rooting.training_texts(both, {}, 12, 1)
+    assert other["all tasks"] != found["all tasks"]
 
 
 @pytest.mark.parametrize(("steps", "models", "whole"), [(10, 2, 10), (10, 3, 20)])
