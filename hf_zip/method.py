@@ -25,6 +25,7 @@ class Requires:
     Args:
         base: A common base model.
         own_bases: A model may have a base of its own, from which its task vector is brought.
+        any_base: It may be any model of the same shape, not only what the others came from.
         calibration: Unlabelled inputs.
         own_inputs: Each model is run by itself, on inputs of its own where it has some.
         covariances: The covariance of every merge group on them.
@@ -40,6 +41,7 @@ class Requires:
 
     base: bool = False
     own_bases: bool = False
+    any_base: bool = False
     calibration: bool = False
     own_inputs: bool = False
     covariances: bool = False
@@ -327,10 +329,12 @@ class MergeMethod:
     def with_options(self, options: Any) -> "MergeMethod":
         """Returns the method with what it needs with these options, and a name that tells.
 
-        Options may name another method that is run first, as `first`, or take what was added to a
-        base model, as `origin`.
+        Options may name another method that is run first, as `first`, take what was added to a base
+        model, as `origin`, or say what they need themselves, by `needs`.
         """
         requires, first = self.requires, getattr(options, "first", None)
+        if hasattr(options, "needs"):
+            requires = options.needs(requires)
         if getattr(options, "origin", "zero") == "base":
             requires = replace(requires, base=True)
         if first is None:

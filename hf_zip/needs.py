@@ -42,6 +42,11 @@ def check_needs(method: MergeMethod, request: Request) -> None:
             f"{method.name!r} merges {count} models, but there are {len(recipe.models)}; give "
             f"{count}, or use a method for any number, such as 'karcher' or 'average'"
         )
+    if method.requires.any_base and recipe.base_model is None:
+        raise HfZipError(
+            f"{method.name!r} is to take base_model as the root, but there is none; give "
+            "base_model (--base), or the position of a model as root"
+        )
     if method.requires.base and recipe.base_model is None:
         raise HfZipError(
             f"{method.name!r} needs the model that the others were fine-tuned from; give "

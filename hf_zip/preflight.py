@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_zip.adapters import Adapter
-from hf_zip.base_model import base_state, compare_bases
+from hf_zip.base_model import base_state, compare_base, compare_bases
 from hf_zip.checkpoint import check_finite
 from hf_zip.compatibility import (
     Finding,
@@ -89,6 +89,7 @@ def preflight(
     force: bool = False,
     base: Source | None = None,
     own_bases: Sequence[Source | None] = (),
+    any_base: bool = False,
 ) -> Preflight:
     """Returns what is known of a merge before the work, or refuses it with all its problems.
 
@@ -100,6 +101,7 @@ def preflight(
         force: Turn the problems that somebody may know better about into warnings.
         base: The model that the others were fine-tuned from, where it is known.
         own_bases: What each model was fine-tuned from, where that is another; empty if none is.
+        any_base: It may be another one of their shape, so that its weights are not compared.
 
     Raises:
         HfZipError: The models do not fit together; the message lists everything that was found.
@@ -132,9 +134,13 @@ def preflight(
         if needs_shared_init:
             findings += _initialisation(pairs, known.adapter, method or "this method", force)
         if base is not None:
-            compared = list(compare_bases(sources, base, own_bases, heads, force, products))
+            compared = (
+                list(compare_base(sources, base, heads, force, products, siblings=()))
+                if any_base
+                else list(compare_bases(sources, base, own_bases, heads, force, products))
+            )
             findings += compared
-            if not any(finding.level == "error" for finding in compared):
+            if not any_base and not any(finding.level == "error" for finding in compared):
                 changes = task_vector_similarities(sources, before, known.adapter, products)
                 others = {s.name for s, own in zip(sources, own_bases, strict=False) if own}
                 changes = tuple(x for x in changes if others.isdisjoint((x.first, x.second)))

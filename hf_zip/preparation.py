@@ -127,6 +127,7 @@ def prepare(
         tasks,
         base=base,
         own_bases=own_bases,
+        any_base=method.requires.any_base,
         needs_shared_init=method.requires.shared_init,
         method=method.name,
         force=force,

@@ -1,9 +1,10 @@
 """Rooting: models brought into the parameter space of one of them, then merged as siblings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+from hf_zip.align import State
 from hf_zip.aligned import split_heads
 from hf_zip.errors import HfZipError
 from hf_zip.learned import learned
@@ -23,14 +24,15 @@ class RootingMergeOptions(RootingOptions):
     """How models are rooted, and merged then.
 
     Args:
-        root: Position of the root among the models, from 0 on.
+        root: Position of the root among the models, from 0 on; or "base", the base model of the
+            recipe, which is no part of the merge itself.
         then: The method that merges them once they are siblings.
         then_parameters: Its options.
         second_stage: How the merge is trained on what all models do, from its own weights; left
             out, it is not. What is compared is what rootings compare.
     """
 
-    root: int = 0
+    root: int | Literal["base"] = 0
     then: str = "average"
     then_parameters: Mapping[str, Any] = field(default_factory=dict)
     second_stage: DistillTraining | None = None
@@ -52,6 +54,10 @@ class RootingMergeOptions(RootingOptions):
                 "keeps weights of every task; leave second_stage out, or use another method"
             )
 
+    def needs(self, requires: Requires) -> Requires:
+        """Returns what is needed with these options: a base, if it is the root, of any weights."""
+        return replace(requires, base=True, any_base=True) if self.root == "base" else requires
+
 
 def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     """Returns a merge of siblings: of the root, and of its copies that learnt what others do.
@@ -63,11 +69,8 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     section 3.2 has the second stage.
     """
     method, models = method_named(options.then), inputs.runtime.models
-    if not 0 <= options.root < len(models):
-        raise HfZipError(f"root is {options.root}; it should be from 0 to {len(models) - 1}")
     _, trunks = split_heads(inputs, inputs.states)
-    names = {name for name, _ in models[0].named_parameters()}
-    root = {name: x for name, x in trunks[options.root].items() if name in names}
+    root = _root(inputs, options, trunks)
     found: list[Rooted | None] = []
     for position, model in enumerate(models):
         if position == options.root or _is_sibling(root, trunks[position]):
@@ -76,13 +79,13 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
             found.append(_rooted(inputs, options, position, root))
         model.cpu()
     brought = tuple(own.model if own else m for own, m in zip(found, models, strict=True))
+    own = build(method.options, options.then_parameters, "parameters.then_parameters")
     siblings = replace(
         inputs,
         states=tuple(learned(model) for model in brought),
-        base=root if method.requires.base else None,
+        base=root if method.needs_base(own) else None,
         runtime=replace(inputs.runtime, models=brought),
     )
-    own = build(method.options, options.then_parameters, "parameters.then_parameters")
     merged = run_nested(method, siblings, own)
     rooted = {position: own for position, own in enumerate(found) if own is not None}
     if options.second_stage is not None:
@@ -99,6 +102,21 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
             "barriers": {position: own.barrier for position, own in rooted.items()},
         },
     )
+
+
+def _root(
+    inputs: MergeInputs, options: RootingMergeOptions, trunks: Sequence[State]
+) -> Mapping[str, Any]:
+    """The parameters of the root."""
+    if options.root == "base":
+        return inputs.base or {}
+    if not 0 <= options.root < len(trunks):
+        raise HfZipError(
+            f"root is {options.root}; it should be from 0 to {len(trunks) - 1}, or base with a "
+            "base_model"
+        )
+    names = {name for name, _ in inputs.runtime.models[0].named_parameters()}
+    return {name: x for name, x in trunks[options.root].items() if name in names}
 
 
 def _rooted(
