@@ -58,10 +58,13 @@ def refitted(*methods: str) -> tuple[Merge, ...]:
 
 
 def shown_command(script: str, options: Sequence[str]) -> str:
-    """Returns the command line, files and folders by their names only."""
-    paths = {option: Path(option) for option in options}
-    local = {option for option, path in paths.items() if path.is_absolute() or path.exists()}
-    names = [paths[option].name if option in local else option for option in options]
+    """Returns the command line, files and folders by their names only, also behind a colon."""
+    names = []
+    for option in options:
+        kind, colon, rest = option.rpartition(":")
+        path = Path(rest)
+        local = path.is_absolute() or path.exists()
+        names.append(f"{kind}{colon}{path.name}" if local else option)
     return shlex.join(["python", f"scripts/{script}", *names])
 
 
