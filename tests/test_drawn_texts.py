@@ -151,6 +151,26 @@ def test_a_seed_and_a_number_decide_a_text(workshop):
     assert notes == {"seed": 3, "tokens": [4, 14], **sampling}
 
 
+def test_a_model_runs_on_whole_blocks_whatever_is_asked_for(workshop, monkeypatch):
+    sizes = []
+
+    def recorded(predict, ids, *more):
+        sizes.append(len(ids))
+        return draw_tokens(predict, ids, *more)
+
+    monkeypatch.setattr(hf_zip.sampled, "draw_tokens", recorded)
+    for count, blocks in ((1, 1), (32, 1), (33, 2)):
+        assert len(sampled_texts(str(workshop / "base"), count, 0, 5, progress=False)[0]) == count
+        assert sizes == [32] * blocks
+        sizes.clear()
+
+
+def test_padding_changes_nothing(workshop, monkeypatch):
+    together, _ = sampled_texts(str(workshop / "base"), 6, 0, 128, progress=False)
+    monkeypatch.setattr(hf_zip.sampled, "_BLOCK", 1)
+    assert sampled_texts(str(workshop / "base"), 6, 0, 128, progress=False)[0] == together
+
+
 def test_texts_have_the_lengths_that_they_should_and_no_special_tokens(workshop):
     words = tokenizer()
     found, notes = sampled_texts(str(workshop / "base"), 128, 0, 9, progress=False)
@@ -166,12 +186,12 @@ def test_texts_have_the_lengths_that_they_should_and_no_special_tokens(workshop)
 
 
 def test_a_model_draws_what_it_predicts(workshop, tmp_path):
-    model = bert(cls=BertForMaskedLM, tie_word_embeddings=False)
+    model = bert(cls=BertForMaskedLM, tie_word_embeddings=False, vocab_size=20)
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
         model.get_output_embeddings().bias.fill_(-9.0)
         model.get_output_embeddings().bias[[5, 13]] = torch.tensor([0.0, 1.0])  # who, the
-        model.get_output_embeddings().bias[2] = 20.0  # a special token
+        model.get_output_embeddings().bias[[2, 18]] = 20.0  # a special token, and one of no word
     model.save_pretrained(tmp_path / "base")
     tokenizer().save_pretrained(tmp_path / "base")
     texts, _ = sampled_texts(str(tmp_path / "base"), 64, 0, 128, progress=False)
@@ -265,6 +285,14 @@ def test_texts_of_a_chain_are_new_and_of_words_in_the_order_of_the_corpus():
         assert words[-1] in {text.split()[-1] for text in corpus}
 
 
+def test_texts_are_cut_where_no_attempt_was_short_enough(monkeypatch):
+    monkeypatch.setattr("hf_zip.generated.chain._ATTEMPTS", 1)
+    chain = chain_of(sentences(60, seed=1))
+    lengths = Counter(len(chained_text(chain, 0, i)[0].split()) for i in range(100))
+    assert max(lengths) == chain.longest == 9
+    assert lengths[9] > 5
+
+
 def test_a_copy_is_made_only_where_nothing_else_can_be():
     texts = [f"w{i}" for i in range(12)]
     found = {chained_text(chain_of(texts), 0, number) for number in range(40)}
@@ -284,11 +312,11 @@ def inputs(*names, samples=8, seed=0, **more):
 
 def test_texts_are_read_by_the_tokenizer_of_the_merge(workshop):
     name = f"sampled:{workshop / 'base'}"
-    found = inputs(name, samples=12, seed=3)
-    texts, notes = sampled_texts(str(workshop / "base"), 12, 3, 16, progress=False)
+    found = load_inputs(CalibrationSpec(data=(name,), samples=12), reader(9), 3, progress=False)
+    texts, notes = sampled_texts(str(workshop / "base"), 12, 3, 9, progress=False)
     wanted = sorted((tokenizer()(text)["input_ids"] for text in texts), key=len)
     assert sorted((row["input_ids"] for row in found), key=len) == wanted
-    read_as = {"max_length": 16, "truncated": 0}
+    read_as = {"max_length": 9, "truncated": 0}
     assert found.description == {"data": name, "rows": 12, **notes, **read_as}
 
 
