@@ -16,7 +16,9 @@ from hf_zip.products import products, total, verdict
 from hf_zip.rooting.distil import Start, distil
 from hf_zip.rooting.options import DistillTraining, RootingOptions
 from hf_zip.rooting.root import Rooted, root_model
+from hf_zip.support import support
 from hf_zip.training.options import TrainingOptions
+from hf_zip.training.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,18 @@ class RootingMergeOptions(RootingOptions):
 
     Args:
         root: Position of the root among the models, from 0 on; or "base", the base model of the
-            recipe, which is no part of the merge itself.
+            recipe, which is no part of the merge itself; or "merge", a merge of the models.
+        root_method: The method that makes this merge.
+        root_parameters: Its options.
         then: The method that merges them once they are siblings.
         then_parameters: Its options.
         second_stage: How the merge is trained on what all models do, from its own weights; left
             out, it is not. What is compared is what rootings compare.
     """
 
-    root: int | Literal["base"] = 0
+    root: int | Literal["base", "merge"] = 0
+    root_method: str = "zipfit"
+    root_parameters: Mapping[str, Any] = field(default_factory=dict)
     then: str = "average"
     then_parameters: Mapping[str, Any] = field(default_factory=dict)
     second_stage: DistillTraining | None = None
@@ -53,6 +59,30 @@ class RootingMergeOptions(RootingOptions):
                 f"second_stage trains one model for all tasks, but then is {self.then!r}, which "
                 "keeps weights of every task; leave second_stage out, or use another method"
             )
+        if self.root != "merge":
+            if self.root_parameters:
+                raise HfZipError(
+                    f"root_parameters are given, but root is {self.root}, which is not merged; "
+                    "leave them out, or set root: merge"
+                )
+        elif method_named(self.root_method).per_task:
+            raise HfZipError(
+                f"root_method is {self.root_method!r}, which keeps weights of every task; a root "
+                "is one model, so name a method that makes one, such as 'zipfit'"
+            )
+        self.root_options()
+
+    def root_options(self) -> Any:
+        """Returns the options of the method that makes the root."""
+        method = method_named(self.root_method)
+        return build(method.options, self.root_parameters, "parameters.root_parameters")
+
+    @property
+    def first(self) -> MergeMethod | None:
+        """The method that makes the root, with what it needs; nothing where the root is known."""
+        if self.root != "merge":
+            return None
+        return method_named(self.root_method).with_options(self.root_options())
 
     def needs(self, requires: Requires) -> Requires:
         """Returns what is needed with these options: a base, if it is the root, of any weights."""
@@ -73,7 +103,9 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     root = _root(inputs, options, trunks)
     found: list[Rooted | None] = []
     for position, model in enumerate(models):
-        if position == options.root or _is_sibling(root, trunks[position]):
+        if position == options.root or (
+            not root.config and _is_sibling(root.trunk, trunks[position])
+        ):
             found.append(None)
         else:
             found.append(_rooted(inputs, options, position, root))
@@ -83,11 +115,13 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     siblings = replace(
         inputs,
         states=tuple(learned(model) for model in brought),
-        base=root if method.needs_base(own) else None,
+        groups=support(brought[0]).groups if root.config else inputs.groups,
+        base=root.trunk if method.needs_base(own) else None,
         runtime=replace(inputs.runtime, models=brought),
     )
     merged = run_nested(method, siblings, own)
     rooted = {position: own for position, own in enumerate(found) if own is not None}
+    merged = replace(merged, config={**root.config, **merged.config})
     if options.second_stage is not None:
         merged = _trained_further(inputs, options, options.second_stage, merged)
     return replace(
@@ -96,6 +130,7 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
         provenance={
             **merged.provenance,
             "trainings": (
+                *root.trainings,
                 *(own.trained for own in rooted.values()),
                 *merged.provenance.get("trainings", ()),
             ),
@@ -104,23 +139,43 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     )
 
 
-def _root(
-    inputs: MergeInputs, options: RootingMergeOptions, trunks: Sequence[State]
-) -> Mapping[str, Any]:
-    """The parameters of the root."""
+@dataclass(frozen=True)
+class _Root:
+    """What models are rooted in.
+
+    Args:
+        trunk: Its parameters, heads left out.
+        heads: Of each model the head that reads its features; empty where that is to be fitted.
+        config: Entries of its config that differ from the models'.
+        trainings: What was trained to make it.
+    """
+
+    trunk: State
+    heads: tuple[State, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    trainings: tuple[Trained, ...] = ()
+
+
+def _root(inputs: MergeInputs, options: RootingMergeOptions, trunks: Sequence[State]) -> _Root:
     if options.root == "base":
-        return inputs.base or {}
-    if not 0 <= options.root < len(trunks):
+        return _Root(inputs.base or {})
+    if options.first is not None:
+        made = run_nested(options.first, inputs, options.root_options())
+        statistics = {name for name, _ in inputs.runtime.models[0].named_buffers()}
+        trunk = {name: x for name, x in made.state.items() if name not in statistics}
+        return _Root(trunk, made.heads, made.config, made.provenance.get("trainings", ()))
+    position = int(options.root)
+    if not 0 <= position < len(trunks):
         raise HfZipError(
-            f"root is {options.root}; it should be from 0 to {len(trunks) - 1}, or base with a "
-            "base_model"
+            f"root is {position}; it should be from 0 to {len(trunks) - 1}, base with a "
+            "base_model, or merge"
         )
     names = {name for name, _ in inputs.runtime.models[0].named_parameters()}
-    return {name: x for name, x in trunks[options.root].items() if name in names}
+    return _Root({name: x for name, x in trunks[position].items() if name in names})
 
 
 def _rooted(
-    inputs: MergeInputs, options: RootingMergeOptions, position: int, root: Mapping[str, Any]
+    inputs: MergeInputs, options: RootingMergeOptions, position: int, root: _Root
 ) -> Rooted:
     runtime, training = inputs.runtime, options.training
     feed = runtime.feeds[position]
@@ -129,7 +184,7 @@ def _rooted(
         options = replace(options, training=replace(training, checkpoints=folder))
     return root_model(
         runtime.models[position],
-        root,
+        root.trunk,
         feed.inputs,
         options,
         feed.batch_size,
@@ -138,6 +193,8 @@ def _rooted(
         inputs.seed,
         f"rooting of model {position}",
         runtime.progress,
+        root.heads[position] if root.heads else None,
+        root.config,
     )
 
 

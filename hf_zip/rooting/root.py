@@ -15,7 +15,9 @@ from hf_zip.align import State
 from hf_zip.collect import check_inputs
 from hf_zip.errors import HfZipError
 from hf_zip.groups import head_names
+from hf_zip.learned import learned
 from hf_zip.refit.head import refit_heads, with_trunk
+from hf_zip.refit.reconfigured import reconfigured
 from hf_zip.rooting.barrier import loss_barrier
 from hf_zip.rooting.lesson import identity_of_lessons, losses, plan_lesson
 from hf_zip.rooting.options import RootingOptions
@@ -54,11 +56,13 @@ def root_model(
     seed: int = 0,
     name: str = "rooting",
     progress: bool = True,
+    head: State | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Rooted:
     """Returns a copy of a root that was trained to do what a model does, on unlabelled inputs.
 
-    It begins with the root's parameters and, where the family's table names the head, with a head
-    that is fitted to the model's logits on the root's features, else with the model's own. It
+    It begins with the root's parameters and a head that is given or, where the family's table names
+    it, fitted to the model's logits on the root's features, else with the model's own. It
     learns the model's answers, and features from which maps that stay as they are fitted at the
     start give the model's. The anchor of the training keeps it near the root. Nothing is dropped
     out.
@@ -75,6 +79,8 @@ def root_model(
         seed: Decides the batches.
         name: What the training is called.
         progress: Show progress bars, on the main process.
+        head: The head that reads the root's features, where it is known.
+        config: Entries of the root's config that differ from the model's.
 
     Raises:
         HfZipError: There are no inputs, the models cannot be compared, or the training fails.
@@ -88,7 +94,11 @@ def root_model(
     check_inputs(inputs)
     device, running = accelerator.device, (batch_size, accelerator, progress)
     teacher = model.to(device).eval()
-    student = _start(teacher, root, inputs, adapter, options.penalty, running)
+    like = reconfigured(teacher, config) if config else teacher
+    _check_shapes(like, root)
+    if head is None:
+        head = _fitted_head(teacher, root, inputs, adapter, options.penalty, running)
+    student = make_student(like, {**root, **head})
     lesson = plan_lesson(student, teacher, inputs, options, *running)
 
     def loss(own: Any, batch: Mapping[str, Any]) -> Tensor:
@@ -118,19 +128,13 @@ def root_model(
             100 * barrier,
             100 * options.tolerance,
         )
-    rooted = with_trunk(model.cpu(), {n: p.detach().cpu() for n, p in student.named_parameters()})
+    model.cpu()
+    rooted = with_trunk(like.cpu(), learned(student.cpu()))
     return Rooted(rooted.eval(), trained, barrier)
 
 
-def _start(
-    model: PreTrainedModel,
-    root: State,
-    inputs: Any,
-    adapter: Adapter | None,
-    penalty: float,
-    running: tuple[int, Accelerator, bool],
-) -> PreTrainedModel:
-    """A copy of the model with the root's trunk and a head to read it; nothing is dropped out."""
+def _check_shapes(model: PreTrainedModel, root: State) -> None:
+    """Checks that a root has the shapes of what is to be rooted there."""
     misfits = [n for n, x in root.items() if x.shape != model.get_parameter(n).shape]
     if misfits:
         name = misfits[0]
@@ -139,7 +143,18 @@ def _start(
             f"{tuple(root[name].shape)} and {tuple(model.get_parameter(name).shape)}; a model can "
             "only be rooted in one of its own shape"
         )
-    if adapter is not None and head_names(model, adapter):
-        (head,) = refit_heads(root, [model], adapter, inputs, penalty, *running)
-        root = {**root, **head}
-    return make_student(model, root)
+
+
+def _fitted_head(
+    model: PreTrainedModel,
+    root: State,
+    inputs: Any,
+    adapter: Adapter | None,
+    penalty: float,
+    running: tuple[int, Accelerator, bool],
+) -> State:
+    """A head that gives the model's logits on the root's features; nothing if none is known."""
+    if adapter is None or not head_names(model, adapter):
+        return {}
+    (head,) = refit_heads(root, [model], adapter, inputs, penalty, *running)
+    return head
