@@ -94,13 +94,8 @@ def compare_architectures(first: Source, other: Source) -> Iterator[Finding]:
             f"{pair} are of different classes, {type(a).__name__} and {type(b).__name__}; save "
             "both as one class",
         )
-    differing = [
-        (f"{part}{key}", _value(mine, key), _value(theirs, key))
-        for part, mine, theirs in _config_pairs(a, b)
-        for key in _SHAPES
-        if _value(mine, key) != _value(theirs, key)
-    ]
-    for key, x, y in differing:
+    differing = differing_shapes(a, b)
+    for key, (x, y) in differing.items():
         yield Finding(
             "error",
             "shape",
@@ -118,6 +113,21 @@ def compare_architectures(first: Source, other: Source) -> Iterator[Finding]:
             f"{pair} differ in {len(names)} parameters outside their heads: {', '.join(shapes)}"
             f"{', …' if len(names) > 3 else ''}; only models of one shape can be merged",
         )
+
+
+def differing_shapes(a: PreTrainedModel, b: PreTrainedModel) -> dict[str, tuple[Any, Any]]:
+    """Returns the entries of two models' configs that say other shapes, by name, with both values.
+
+    Args:
+        a: The one model.
+        b: The other, of the same family.
+    """
+    return {
+        f"{part}{key}": (_value(mine, key), _value(theirs, key))
+        for part, mine, theirs in _config_pairs(a, b)
+        for key in _SHAPES
+        if _value(mine, key) != _value(theirs, key)
+    }
 
 
 def _config_pairs(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from hf_zip.base_model import base_state
 from hf_zip.calibration import from_memory, load_inputs
 from hf_zip.collect import make_accelerator
-from hf_zip.compatibility import compare_configs, has_tokenizer
+from hf_zip.compatibility import compare_configs, differing_shapes, has_tokenizer
 from hf_zip.errors import HfZipError
 from hf_zip.metadata import hub_id
 from hf_zip.plain import build, plain
@@ -39,6 +39,7 @@ from hf_zip.wording import described, trained
 logger = logging.getLogger(__name__)
 
 REPORT_NAME = "hf_zip_rooting.json"
+_WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads")  # may be the root's own
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ def root(
         seed,
         "rooting",
         progress,
+        config=_config_of_root(source, origin),
     )
     if kept is not None:  # the same run without a folder of its own has the same report
         options = replace(options, training=replace(options.training, checkpoints=None))
@@ -245,3 +247,20 @@ def _check(source: Source, origin: Source, force: bool) -> None:
         if finding.level == "error":
             raise HfZipError(finding.message)
         logger.info("%s", finding.message)
+
+
+def _config_of_root(source: Source, origin: Source) -> dict[str, Any]:
+    """The entries of the root's config that differ from the model's and that the copy takes over.
+
+    A merge by ZipFit, for one, has other numbers of heads and hidden units than what it was made
+    of, and the same weights do something else with the model's.
+    """
+    found = {}
+    for key, (mine, theirs) in differing_shapes(source.model, origin.model).items():
+        if key.rpartition(".")[2] not in _WIDTHS:
+            raise HfZipError(
+                f"{source.reference!r} and its root {origin.reference!r} differ in {key}, {mine} "
+                f"and {theirs}; a model can only be rooted in one with the same {key}"
+            )
+        found[key] = theirs
+    return found

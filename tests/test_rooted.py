@@ -100,3 +100,24 @@ def test_a_root_of_another_family_is_refused():
 def test_a_root_of_another_kind_is_refused():
     with pytest.raises(HfZipError, match="hidden_act"):
         hf_zip.root(vit(3, 1), vit(2, 2, hidden_act="relu"), pixels(), parameters=SHORT)
+
+
+@pytest.mark.parametrize("size", [1.0, 0.5])
+def test_a_root_may_have_widths_of_its_own(size):
+    models = [vit(3, 1), vit(2, 2)]
+    keys = {"calibration": pixels(24), "progress": False}
+    root = hf_zip.merge(models, method="zipfit", parameters={"size": size}, **keys).model
+    assert root.config.num_attention_heads != models[0].config.num_attention_heads or size != 1
+    still = {"training": {"steps": 0, "held_out": 0.0}}
+    found = hf_zip.root(models[1], root, pixels(24), parameters=still, progress=False).model
+    assert found.config.num_labels == 2
+    with torch.no_grad():
+        features = [own.vit(pixels()).last_hidden_state for own in (found, root)]
+    torch.testing.assert_close(*features)
+    loss = hf_zip.root(models[1], root, pixels(24), parameters=SHORT, progress=False).report
+    assert loss.trained.steps == 2
+
+
+def test_a_root_of_other_blocks_is_refused():
+    with pytest.raises(HfZipError, match="differ in num_hidden_layers, 2 and 3; a model can only"):
+        hf_zip.root(vit(3, 1), vit(2, 2, num_hidden_layers=3), pixels(), parameters=SHORT)

@@ -27,6 +27,7 @@ def refit_heads(
     batch_size: int = 32,
     accelerator: Accelerator | None = None,
     progress: bool = True,
+    like: PreTrainedModel | None = None,
 ) -> tuple[dict[str, Tensor], ...]:
     """Returns for each model the parameters of a head that reads the merged trunk.
 
@@ -42,11 +43,12 @@ def refit_heads(
         batch_size: Inputs per forward.
         accelerator: The accelerator to run under; made here when left out.
         progress: Show a progress bar, on the main process.
+        like: A model of the merged one's shapes; left out, they are those of the first.
 
     Raises:
         HfZipError: There are no inputs.
     """
-    merged = with_trunk(models[0], trunk)
+    merged = with_trunk(like or models[0], trunk)
     names = head_names(merged, adapter)
     sizes = [[m.get_submodule(name).out_features for m in models] for name in names]
     widths = [merged.get_submodule(name).in_features for name in names]

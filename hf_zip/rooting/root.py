@@ -97,7 +97,7 @@ def root_model(
     like = reconfigured(teacher, config) if config else teacher
     _check_shapes(like, root)
     if head is None:
-        head = _fitted_head(teacher, root, inputs, adapter, options.penalty, running)
+        head = _fitted_head(teacher, like, root, inputs, adapter, options.penalty, running)
     student = make_student(like, {**root, **head})
     lesson = plan_lesson(student, teacher, inputs, options, *running)
 
@@ -147,6 +147,7 @@ def _check_shapes(model: PreTrainedModel, root: State) -> None:
 
 def _fitted_head(
     model: PreTrainedModel,
+    like: PreTrainedModel,
     root: State,
     inputs: Any,
     adapter: Adapter | None,
@@ -156,5 +157,5 @@ def _fitted_head(
     """A head that gives the model's logits on the root's features; nothing if none is known."""
     if adapter is None or not head_names(model, adapter):
         return {}
-    (head,) = refit_heads(root, [model], adapter, inputs, penalty, *running)
+    (head,) = refit_heads(root, [model], adapter, inputs, penalty, *running, like=like)
     return head
