@@ -33,6 +33,7 @@ class Requires:
         canonical: Models that have a canonical form, `hf_zip.canonical`.
         rotated: Streams that can be rotated in it without loss.
         or_post_norm: Post-norm models, which have none, will do as well.
+        one_tower: Models with one stack of blocks.
         plain_scores: Attention that adds nothing to the products of queries and keys.
         elementwise: Nothing but parameters of the same names and shapes, so that models of any
             class will do, with a table of their family or without.
@@ -49,6 +50,7 @@ class Requires:
     canonical: bool = False
     rotated: bool = False
     or_post_norm: bool = False
+    one_tower: bool = False
     plain_scores: bool = False
     elementwise: bool = False
     models: int | None = None
@@ -74,6 +76,11 @@ class Requires:
 
     def form_obstacle(self, adapter: Adapter) -> str:
         """Returns why a family's models lack the form that is needed; nothing if they have it."""
+        if self.one_tower and adapter.towers:
+            return (
+                f"models of {adapter.name!r} have {len(adapter.towers)} towers "
+                f"({', '.join(adapter.towers)}), and features are compared after the blocks of one"
+            )
         if self.or_post_norm and not adapter.pre_norm:
             return post_norm_obstacle(adapter)
         return obstacle(adapter, self.rotated) if self.canonical else ""
@@ -88,6 +95,8 @@ class Requires:
             check_post_norm(adapter)
         elif self.canonical:
             check_canonical(adapter, self.rotated)
+        elif self.form_obstacle(adapter):
+            raise HfZipError(f"{self.form_obstacle(adapter)}; use 'permute' or 'zipit'")
 
 
 @dataclass(frozen=True)

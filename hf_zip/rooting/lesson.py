@@ -21,7 +21,7 @@ from hf_zip.rooting.streams import (
     run_with_streams,
     stream_error,
 )
-from hf_zip.training.choices import CHOOSING, choices, divergence
+from hf_zip.training.choices import COMPARABLE, answer_error
 from hf_zip.training.options import TrainingOptions
 from hf_zip.weighing.feed import Feed
 
@@ -62,12 +62,9 @@ class Lesson:
             parts.append(options.feature_weight * error)
         if self.rows is not None:
             output = SimpleNamespace(logits=output.logits[..., self.rows])
-        if self.kind == "regression":
-            error = (output.logits - wanted.logits).square().mean(dim=-1)
+        if self.kind is not None:
+            error = answer_error(wanted, output, self.kind, batch, options.temperature)
             parts.append(options.answer_weight * error)
-        elif self.kind is not None:
-            right, given = (choices(found, self.kind, batch) for found in (wanted, output))
-            parts.append(options.answer_weight * divergence(right, given, options.temperature))
         return torch.stack(parts).sum(dim=0)
 
 
@@ -97,7 +94,7 @@ def plan_lesson(
         HfZipError: The models cannot be compared.
     """
     kind = head_kind(teacher)
-    answers = bool(options.answer_weight) and (kind in CHOOSING or kind == "regression")
+    answers = bool(options.answer_weight) and kind in COMPARABLE
     if not answers and not options.feature_weight:
         raise HfZipError(
             f"the head of {type(teacher).__name__} is of kind {kind}, whose answers cannot be "

@@ -71,8 +71,8 @@ def checked_blocks(
         states = getattr(own(**batch, output_hidden_states=True), "hidden_states", None)
         if not states or any(state.dim() != 3 for state in states):
             raise HfZipError(
-                f"{type(own).__name__} gives no features of tokens after its blocks, which rooting "
-                "compares; set feature_weight: 0 to compare answers alone"
+                f"{type(own).__name__} gives no features of tokens after its blocks to compare; "
+                "set feature_weight: 0 to compare answers alone"
             )
         found.append(states)
     last = min(map(len, found)) - 1
@@ -152,9 +152,27 @@ def stream_error(
         maps: The maps from the ones to the others.
         mask: Zero at tokens that count nowhere.
     """
+    told = [linear(mine, known.weight, known.bias) for mine, known in zip(own, maps, strict=True)]
+    return unexplained(told, theirs, [known.spread for known in maps], mask)
+
+
+def unexplained(
+    told: Sequence[Float[Tensor, "inputs tokens features"]],
+    wanted: Sequence[Float[Tensor, "inputs tokens features"]],
+    spreads: Sequence[float],
+    mask: Tensor | None,
+) -> Float[Tensor, " inputs"]:
+    """Returns how far features are from those that are wanted, on average over blocks.
+
+    Args:
+        told: Features after each block.
+        wanted: Those that are wanted there.
+        spreads: For each block the variance of these, in which errors are measured.
+        mask: Zero at tokens that count nowhere.
+    """
     errors = []
-    for mine, wanted, known in zip(own, theirs, maps, strict=True):
-        error = (linear(mine, known.weight, known.bias) - wanted).square().sum(dim=-1)
+    for own, right, spread in zip(told, wanted, spreads, strict=True):
+        error = (own - right).square().sum(dim=-1)
         share = torch.ones_like(error) if mask is None else mask.to(error)
-        errors.append((error * share).sum(dim=1) / share.sum(dim=1) / known.spread)
+        errors.append((error * share).sum(dim=1) / share.sum(dim=1) / spread)
     return torch.stack(errors).mean(dim=0)

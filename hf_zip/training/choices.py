@@ -20,6 +20,10 @@ CHOOSING: tuple[Kind, ...] = (
 )
 
 
+# Kinds of heads whose answers can be compared with those of another model.
+COMPARABLE: tuple[Kind, ...] = (*CHOOSING, "regression")
+
+
 @dataclass(frozen=True)
 class Choices:
     """Questions that a head answers of every input, each by a choice between options.
@@ -94,6 +98,23 @@ def divergence(
     own = (found.logits / temperature).log_softmax(dim=-1)
     each = (theirs.exp() * (theirs - own)).sum(dim=-1)
     return temperature**2 * wanted.mean(each)
+
+
+def answer_error(
+    wanted: Any, found: Any, kind: Kind, batch: Mapping[str, Any], temperature: float
+) -> Float[Tensor, " inputs"]:
+    """Returns how far one model's answers are from another's: squared errors of regressions.
+
+    Args:
+        wanted: Output of the model to follow.
+        found: Output of the model that follows.
+        kind: What their heads answer, one of `COMPARABLE`.
+        batch: What they were given.
+        temperature: See `divergence`.
+    """
+    if kind == "regression":
+        return (found.logits - wanted.logits).square().mean(dim=-1)
+    return divergence(choices(wanted, kind, batch), choices(found, kind, batch), temperature)
 
 
 def _of_equals(logits: Tensor) -> Choices:

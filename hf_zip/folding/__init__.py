@@ -1,0 +1,1 @@
+"""Frozen models and trained maps between their features, folded into one model."""
