@@ -162,7 +162,7 @@ def test_features_are_read_by_a_map_and_its_correction_and_padding_counts_nowher
 def test_without_steps_it_is_what_it_begins_with(make):
     models = [make(2, 1), make(3, 2)]
     for first in (0, 1):
-        found = merge(models, first=first, training=UNTRAINED).model
+        found = merge(models, start=first, training=UNTRAINED).model
         assert_same_trunk(found, models[first])
     assert torch.equal(found.classifier.weight[2:], models[1].classifier.weight)
     inputs = random_inputs(models[0], 40, seed=5)
@@ -324,8 +324,8 @@ def test_options_that_cannot_be_meant_are_refused():
         FsMergeOptions(feature_weight=0.0, answer_weight=0.0)
     with pytest.raises(HfZipError, match="rank is -1; it should be in"):
         FsMergeOptions(rank=-1)
-    with pytest.raises(HfZipError, match="first is 2; it should be from 0 to 1"):
-        merge(models, first=2)
+    with pytest.raises(HfZipError, match="start is 2; it should be from 0 to 1"):
+        merge(models, start=2)
     with pytest.raises(HfZipError, match="there is no block 3 to compare"):
         merge(models, blocks=[3])
     with pytest.raises(HfZipError, match=r"leave training\.checkpoint_activations out"):

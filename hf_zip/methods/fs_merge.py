@@ -49,10 +49,9 @@ class FsMergeOptions:
     """Where the folded model begins, what it learns from the others, and how.
 
     Args:
-        start: "first" begins with one model, see `first`; "average" with the mean of all; "permute"
-            with their mean after their features were matched one to one, as by the method of this
-            name.
-        first: Position of the model to begin with, from 0 on.
+        start: What it begins with: the position of a model, from 0 on; "average", the mean of all;
+            or "permute", their mean after their features were matched one to one, as by the method
+            of this name.
         rank: Of the thin matrices that are learnt of each map beside a diagonal, at least 0; 0
             learns whole matrices.
         blocks: After which blocks, counted from 1, features are compared, 0 being the embeddings;
@@ -66,8 +65,7 @@ class FsMergeOptions:
         refit: "head" fits the task heads anew, by least squares on the calibration inputs.
     """
 
-    start: Literal["first", "average", "permute"] = "first"
-    first: int = 0
+    start: int | Literal["average", "permute"] = 0
     rank: int = 12
     blocks: tuple[int, ...] | None = None
     feature_weight: float = 1.0
@@ -189,14 +187,17 @@ def _begun(
 ) -> tuple[Sequence[State], tuple[float, ...]]:
     """The parameters of all models in common features, and the share of each in the first mean."""
     count = len(inputs.states)
-    if not 0 <= options.first < count:
-        raise HfZipError(f"first is {options.first}; it should be from 0 to {count - 1}")
-    if options.start == "first":
+    if isinstance(options.start, int):
+        first = options.start
+        if not 0 <= first < count:
+            raise HfZipError(
+                f"start is {first}; it should be from 0 to {count - 1}, 'average' or 'permute'"
+            )
         states = [
-            state if position == options.first else _in_stream(inputs, position, options)
+            state if position == first else _in_stream(inputs, first, position, options)
             for position, state in enumerate(inputs.states)
         ]
-        return states, tuple(float(k == options.first) for k in range(count))
+        return states, tuple(float(k == first) for k in range(count))
     shares = (1 / count,) * count
     if options.start == "average":
         return inputs.states, shares
@@ -211,11 +212,11 @@ def _begun(
     return aligned, shares
 
 
-def _in_stream(inputs: MergeInputs, position: int, options: FsMergeOptions) -> State:
+def _in_stream(inputs: MergeInputs, first: int, position: int, options: FsMergeOptions) -> State:
     """The parameters of a model, told from the features of the one to begin with."""
     runtime, feed = inputs.runtime, inputs.runtime.feeds[position]
     return in_stream_of(
-        runtime.models[options.first],
+        runtime.models[first],
         runtime.models[position],
         inputs.states[position],
         inputs.groups,
