@@ -37,24 +37,24 @@ def table(name: str, record: Mapping[str, Any]) -> list[str]:
     """Returns one data set's results as lines of Markdown."""
     groups = record["groups"]
     tasks = list(groups[0]["test"][0]["per_task"])
-    head = ["model", *tasks, "mean", "joint", "validation", "seconds", "trained", "barrier"]
+    head = ["model", "groups", *tasks, "mean", "joint", "validation", "seconds", "trained"]
+    head.append("barrier")
     lines = [
         f"## {name}",
         "",
-        f"{len(groups)} group(s); {record['samples']} inputs to learn from, "
-        f"{record['few']} for what is fitted in closed form.",
+        f"{record['samples']} inputs to learn from, {record['few']} for what is fitted in closed "
+        "form.",
         "",
         line(head),
         line(["---", *["---:"] * (len(head) - 1)]),
     ]
-    for title in (row["name"] for row in groups[0]["test"]):
-        if not all(title in _by_name(group["test"]) for group in groups):
-            continue  # added while other groups are yet to be measured
-        rows = [_by_name(group["test"])[title] for group in groups]
+    for title in dict.fromkeys(row["name"] for group in groups for row in group["test"]):
+        known = [group for group in groups if title in _by_name(group["validation"])]
+        rows = [_by_name(group["test"])[title] for group in known]
         cells = [spread(values) for values in zip(*map(accuracies, rows), strict=True)]
-        validated = spread([_by_name(group["validation"])[title]["mean"] for group in groups])
-        made = [group["made"].get(title) for group in groups]
-        lines.append(line([escape(title), *cells, validated, *_cost(made)]))
+        validated = spread([_by_name(group["validation"])[title]["mean"] for group in known])
+        cost = _cost([group["made"].get(title) for group in known])
+        lines.append(line([escape(title), str(len(known)), *cells, validated, *cost]))
     return lines
 
 

@@ -63,7 +63,7 @@ def test_every_row_is_measured_once_and_kept(pictures, monkeypatch):  # noqa: F8
     assert group["made"]["zipfit"]["training"] == 0
     text = (pictures / "out" / "rooting.md").read_text()
     assert str(pictures) not in text + json.dumps(first)
-    assert "\n| rooted in the first, average: 3 steps, colours |" in text
+    assert "\n| rooted in the first, average: 3 steps, colours | 1 |" in text
 
     lost = group["test"].pop()
     group["validation"].pop()
@@ -115,7 +115,7 @@ def test_what_learns_from_all_at_once_has_the_steps_of_all_rootings(steps, model
     assert both == whole
 
 
-def test_rows_that_some_groups_lack_are_left_out():
+def test_a_row_says_how_many_groups_have_it():
     def group(*names):
         rows = [{"name": n, "per_task": {"a": 0.5}, "mean": 0.5, "joint": None} for n in names]
         return {"test": rows, "validation": rows, "made": {"x": _made(0.1), "y": _made()}}
@@ -123,6 +123,8 @@ def test_rows_that_some_groups_lack_are_left_out():
     def _made(*barriers):
         return {"seconds": 12.0, "training": 0.0, "barriers": list(barriers)}
 
-    record = {"samples": 8, "few": 4, "groups": [group("x", "y"), group("x")]}
-    lines = rooting_tables.table("data", record)
-    assert lines[-1] == "| x | 50.0 ± 0.0 | 50.0 ± 0.0 |  | 50.0 ± 0.0 | 12 |  | 10 |"
+    record = {"samples": 8, "few": 4, "groups": [group("x"), group("x", "y")]}
+    assert rooting_tables.table("data", record)[-2:] == [
+        "| x | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 |  | 50.0 ± 0.0 | 12 |  | 10 |",
+        "| y | 1 | 50.0 | 50.0 |  | 50.0 | 12 |  |  |",
+    ]
