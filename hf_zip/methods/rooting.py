@@ -162,7 +162,7 @@ def _root(inputs: MergeInputs, options: RootingMergeOptions, trunks: Sequence[St
     if options.first is not None:
         made = run_nested(options.first, inputs, options.root_options())
         statistics = {name for name, _ in inputs.runtime.models[0].named_buffers()}
-        trunk = {name: x for name, x in made.state.items() if name not in statistics}
+        trunk = {name: x.cpu() for name, x in made.state.items() if name not in statistics}
         return _Root(trunk, made.heads, made.config, made.provenance.get("trainings", ()))
     position = int(options.root)
     if not 0 <= position < len(trunks):

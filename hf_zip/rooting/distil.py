@@ -133,7 +133,7 @@ def distil(
 
 def _stacked(heads: Sequence[State]) -> dict[str, Tensor]:
     """The rows of all heads, in order."""
-    return {name: torch.cat([head[name] for head in heads]) for name in heads[0]}
+    return {name: torch.cat([head[name].cpu() for head in heads]) for name in heads[0]}
 
 
 def _rows(heads: Sequence[State]) -> list[slice | None]:
