@@ -69,13 +69,17 @@ class RootingOptions(LessonOptions):
     Args:
         tolerance: Loss barrier on the way from the root to the rooted model above which there is a
             warning, as a share of the larger loss at the two ends.
+        lora_rank: Rank of LoRA adapters, by which alone the linear layers of the trunk are trained
+            then; all else but the head stays the root's. 0 trains all.
         training: How to train, see `hf_zip.training.options`.
     """
 
     tolerance: float = 0.1
+    lora_rank: int = 0
     training: RootTraining = field(default=RootTraining())
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()
-        check_between("tolerance", self.tolerance, 0, float("inf"))
+        for name in ("tolerance", "lora_rank"):
+            check_between(name, getattr(self, name), 0, float("inf"))

@@ -20,6 +20,7 @@ from hf_zip.refit.head import refit_heads, with_trunk
 from hf_zip.refit.reconfigured import reconfigured
 from hf_zip.rooting.barrier import loss_barrier
 from hf_zip.rooting.lesson import identity_of_lessons, losses, plan_lesson
+from hf_zip.rooting.lora import add_lora, fold_lora
 from hf_zip.rooting.options import RootingOptions
 from hf_zip.rooting.student import compute_activations_again, make_student
 from hf_zip.training.learner import Learner
@@ -104,17 +105,22 @@ def root_model(
     def loss(own: Any, batch: Mapping[str, Any]) -> Tensor:
         return losses(own, batch, [lesson])[0]
 
+    if options.lora_rank:
+        add_lora(student, root, options.lora_rank, seed)
     if options.training.checkpoint_activations:
         compute_activations_again(student)
+    known = identity_of_lessons([teacher], options, options.training)
     trained = train(
         Learner(student, loss),
         inputs,
         options.training,
         seed,
-        identity=identity_of_lessons([teacher], options, options.training),
+        identity={**known, "lora_rank": options.lora_rank},
         description=name,
         progress=progress,
     )
+    if options.lora_rank:
+        fold_lora(student)
     student.eval()
     few = Subset(inputs, range(min(len(inputs), _FOR_BARRIER)))
     trunk = {n: p.detach().clone() for n, p in student.named_parameters() if n in root}
