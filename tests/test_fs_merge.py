@@ -3,20 +3,24 @@ import copy
 import pytest
 import torch
 from transformers import BertForQuestionAnswering, ViTModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 import hf_zip
-from hf_zip.adapters import adapter_of
+from hf_zip.adapters import adapter_of, adapters
 from hf_zip.card import render_card
+from hf_zip.collect import make_accelerator
 from hf_zip.errors import HfZipError
+from hf_zip.folding.common import in_stream_of
 from hf_zip.folding.correction import Correction
 from hf_zip.folding.reading import Reading
 from hf_zip.folding.supernet import SuperNet
 from hf_zip.groups import merge_groups
 from hf_zip.methods.fs_merge import FsMergeOptions
 from hf_zip.report import Report
-from hf_zip.rooting.streams import StreamMap
+from hf_zip.rooting.streams import StreamMap, run_with_streams
+from hf_zip.training.choices import answer_error
 from tests.launch import run_in
-from tests.models import permuted, random_inputs, randomise, rows, vit
+from tests.models import permuted, random_inputs, randomise, rows, vit, with_parameters
 from tests.texts import bert
 
 SHORT = {"steps": 3, "batch_size": 8, "held_out": 0.2, "every": 2}
@@ -139,6 +143,42 @@ def test_every_parameter_is_a_sum_of_models_between_maps():
     torch.testing.assert_close(own["classifier.bias"], states[1]["classifier.bias"])
 
 
+def test_maps_reach_the_parts_of_a_parameter_that_carry_the_features_and_no_others():
+    torch.manual_seed(0)
+    models = [randomise(adapters()[name].example().eval()) for name in ("dinov2", "siglip_vision")]
+    net, (state,) = net_of(models[:1], (1.0,))  # its head reads the stream twice, side by side
+    randomised(net)
+    own = dense(net.maps["unmerge stream classifier"], 0, 12) + torch.eye(12, dtype=torch.float64)
+    wanted = state["classifier.weight"] @ torch.block_diag(own, own)
+    torch.testing.assert_close(net.head(0)["classifier.weight"], wanted)
+
+    net, (state,) = net_of(models[1:], (1.0,))
+    correction = next(m for name, m in net.maps.items() if name.startswith("merge pool/value"))
+    randomised(correction)  # of the last third of what makes queries, keys and values
+    name = next(name for name in state if name.endswith("in_proj_bias"))
+    size = len(state[name]) // 3
+    wanted = state[name].clone()
+    wanted[2 * size :] += dense(correction, 0, size) @ wanted[2 * size :]
+    torch.testing.assert_close(net.folded()[name], wanted)
+
+
+@pytest.mark.parametrize("make", [vit, bert])
+def test_a_model_is_told_from_the_stream_of_another(make):
+    model = make(3, 1).double()
+    inputs = rows(random_inputs(model, 40, seed=5))
+    other = permuted(model, 3)
+    state = {name: p.detach() for name, p in other.named_parameters()}
+    groups = merge_groups(model, adapter_of(model))
+    accelerator = make_accelerator()
+    found = in_stream_of(model, other, state, groups, inputs, 1e-12, 16, accelerator, False)
+    batch = random_inputs(model, 8, seed=2)
+    with torch.no_grad():
+        wanted = run_with_streams(model, batch, (1, 2))[1]
+        streams = run_with_streams(with_parameters(model, found), batch, (1, 2))[1]
+    for one, two in zip(streams, wanted, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
 def test_features_are_read_by_a_map_and_its_correction_and_padding_counts_nowhere():
     generator = torch.Generator().manual_seed(1)
 
@@ -221,18 +261,17 @@ def test_features_alone_or_answers_alone_or_some_blocks_can_be_learnt():
 def test_each_model_teaches_on_inputs_of_its_own():
     models = [vit(2, 1, **ONE_BLOCK), vit(3, 2, **ONE_BLOCK)]
     own = [rows(random_inputs(models[0], 40, seed=seed)) for seed in (5, 6)]
-    shared, given, crossed, some = (
+    shared, given, some = (
         merge(models, given=given, training=SHORT)
         for given in (
             {"calibration": own[0]},
             {"own_calibration": own},
-            {"own_calibration": own[::-1]},
             {"calibration": own[0], "own_calibration": [None, own[1]]},
         )
     )
     assert_same_trunk(given.model, some.model)
-    losses = [result.report.trainings[0].losses[-1][1] for result in (shared, given, crossed)]
-    assert len({round(loss, 4) for loss in losses}) == 3
+    losses = [result.report.trainings[0].losses[-1][1] for result in (shared, given)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
 def test_the_seed_decides_what_is_learnt():
@@ -316,6 +355,13 @@ def test_one_head_that_all_models_share_is_folded_too():
     models = [bert(2, seed, cls=BertForQuestionAnswering) for seed in (1, 2)]
     found = merge(models, tasks=["same"] * 2, training=SHORT)
     assert not torch.equal(found.model.qa_outputs.weight, models[0].qa_outputs.weight)
+
+
+def test_regressions_are_apart_by_their_squared_errors():
+    one, two = (
+        SequenceClassifierOutput(logits=torch.tensor(x)) for x in ([[1.0, 2.0]], [[4.0, 2.0]])
+    )
+    assert answer_error(one, two, "regression", {}, 3.0).tolist() == [4.5]
 
 
 def test_options_that_cannot_be_meant_are_refused():
