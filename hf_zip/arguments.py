@@ -5,6 +5,9 @@ from typing import Any
 from hf_zip.errors import HfZipError
 from hf_zip.recipe import Recipe
 
+# Keys of a recipe that are options of the same name, with the same values.
+_AS_GIVEN = ("dtype", "output", "rank", "seed", "license")
+
 
 def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:
     """Returns the recipe in a file, or the one that arguments and options describe.
@@ -64,7 +67,11 @@ def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:
             key: labelled(f"--{key}", options[f"--{key}"] or [])
             for key in ("evaluation", "validation")
         },
-        **{key: options[f"--{key}"] for key in ("dtype", "seed", "license") if f"--{key}" in given},
+        **{
+            key: options[f"--{key}"]
+            for key in ("dtype", "output", "rank", "seed", "license")
+            if f"--{key}" in given
+        },
     }
     return Recipe.from_dict(values)
 

@@ -15,9 +15,11 @@ from transformers import (
     ViTForImageClassification,
     ViTModel,
 )
+from typer.testing import CliRunner
 
 import hf_zip
 from hf_zip.card import render_card
+from hf_zip.cli import app
 from hf_zip.errors import HfZipError
 from hf_zip.extraction import extract
 from hf_zip.hub import Destination, upload
@@ -125,6 +127,15 @@ def test_it_is_a_merge_and_a_source_like_others(folders, tmp_path):
     again = merge(tmp_path, method="average", output="model", names=["out"]).model
     for name, parameter in again.named_parameters():
         torch.testing.assert_close(parameter, result.model.get_parameter(name))
+
+
+def test_the_command_line_writes_an_adapter_of_a_rank(folders, tmp_path):
+    names = [str(folders / name) for name in "ab"]
+    command = ["merge", *names, "--method", "average", "--task", "a", "--task", "b"]
+    command += ["--output", "lora", "--rank", "3", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 3
 
 
 @pytest.mark.parametrize("method", ["average", "ties", "tsv", "iso_c", "slerp", "knots", "regmean"])
