@@ -53,7 +53,7 @@ def divergences(result, models, inputs):
 def test_a_student_learns_what_all_models_do(make):
     models = [make(2, 1), make(4, 2)]
     inputs = random_inputs(models[0], 64, seed=5)
-    training = {"steps": 40, "batch_size": 32, "learning_rate": 3e-3, "every": 20}
+    training = {"steps": 25, "batch_size": 32, "learning_rate": 5e-3, "held_out": 0.0}
     before = merge(models, {"training": UNTRAINED}, 64)
     after = merge(models, {"training": training}, 64)
     start, end = (divergences(result, models, inputs) for result in (before, after))
@@ -136,6 +136,8 @@ def test_the_loss_is_the_mean_over_the_models_on_their_inputs(shared):
     assert one < 1e-5 < two
     swapped = first_loss((0.0, 1.0), feeds[::-1], models)
     assert (swapped == pytest.approx(two)) == shared
+    if not shared:
+        return
     features, answers = (
         first_loss((0.0, 1.0), feeds, models, **{name: 0.0})
         for name in ("answer_weight", "feature_weight")
