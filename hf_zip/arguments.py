@@ -46,7 +46,7 @@ def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:
     samples = options["--samples"]
     if samples is not None and not (options["--calibration"] or options["--own-calibration"]):
         raise HfZipError("--samples says how many inputs to take, so give --calibration too")
-    origins = _own_bases(options.get("--own-base") or [], tasks)
+    origins = _own_bases(options["--own-base"] or [], tasks)
     values = {
         "merge_method": options["--method"],
         "models": [

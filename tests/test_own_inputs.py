@@ -144,7 +144,7 @@ def test_arguments_that_contradict_one_another_are_refused():
         read_request(recipe(FILES), own_calibration=FILES)
     options = dict.fromkeys(
         ("--task", "--calibration", "--samples", "--stop-at", "--budget", "--labels", "--base",
-         "--evaluation", "--validation")
+         "--evaluation", "--validation", "--own-base")
     )  # fmt: skip
     options |= {"--method": "regmean", "--own-calibration": ["a.txt"]}
     with pytest.raises(HfZipError, match="2 models but 1 times --own-calibration"):
