@@ -270,3 +270,16 @@ def test_a_permuted_copy_is_no_sibling():
     models = [model, permuted(model, 3)]
     report = merge(models, labels="apart", parameters={"training": SHORT}).report
     assert list(report.barriers) == ["model_1"]
+
+
+def test_a_method_that_runs_whole_models_runs_the_rooted_ones():
+    models, data = [vit(3, 1), vit(4, 2)], random_inputs(vit(), 40, seed=5)["pixel_values"]
+    keys = {"calibration": data, "progress": False}
+    training = {"training": {**SHORT, "learning_rate": 1e-2}}
+    found = hf_zip.merge(
+        models, method="rooting", parameters={**training, "then": "fisher"}, **keys
+    )
+    rooted = hf_zip.root(models[1], models[0], data, parameters=training, progress=False).model
+    expected = hf_zip.merge([models[0], rooted], method="fisher", **keys).model
+    for name, tensor in expected.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], tensor, msg=name)

@@ -117,7 +117,7 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
         states=tuple(learned(model) for model in brought),
         groups=support(brought[0]).groups if root.config else inputs.groups,
         base=root.trunk if method.needs_base(own) else None,
-        runtime=replace(inputs.runtime, models=brought),
+        runtime=replace(inputs.runtime, models=brought, whole=()),
     )
     merged = run_nested(method, siblings, own)
     rooted = {position: own for position, own in enumerate(found) if own is not None}
