@@ -12,6 +12,7 @@ from hf_zip.collect import make_accelerator
 from hf_zip.errors import HfZipError
 from hf_zip.folding.common import in_stream_of
 from hf_zip.folding.correction import Correction
+from hf_zip.folding.learning import Folding, Lesson, folding_loss
 from hf_zip.folding.reading import Reading
 from hf_zip.folding.supernet import SuperNet
 from hf_zip.groups import merge_groups
@@ -177,6 +178,25 @@ def test_a_model_is_told_from_the_stream_of_another(make):
         streams = run_with_streams(with_parameters(model, found), batch, (1, 2))[1]
     for one, two in zip(streams, wanted, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
+def test_the_loss_of_a_row_is_the_sum_of_what_each_model_teaches_on_its_own_part():
+    models = [vit(2, 1), vit(3, 2)]
+    net, _ = net_of([model.double() for model in models], (0.5, 0.5))
+    batch = {str(k): random_inputs(models[0], 4, seed=k) for k in range(3)}
+    lessons = [
+        Lesson(model, place, "regression") for model, place in zip(models, (2, 0), strict=True)
+    ]
+    loss = folding_loss(lessons, (), 1.0, 3.0, 1.0)(Folding(net, None), batch)
+    wanted, trunk = 0, net.folded()
+    for position, (model, place) in enumerate(zip(models, (2, 0), strict=True)):
+        folded = with_parameters(model, {**trunk, **net.head(position)})
+        errors = [own(**batch[str(place)]).logits for own in (model, folded)]
+        wanted = wanted + 3 * (errors[0] - errors[1]).square().mean(dim=-1)
+    torch.testing.assert_close(loss, wanted)
+    loss.sum().backward()
+    assert all(parameter.grad is None for model in models for parameter in model.parameters())
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 def test_features_are_read_by_a_map_and_its_correction_and_padding_counts_nowhere():

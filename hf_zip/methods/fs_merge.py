@@ -49,9 +49,9 @@ class FsMergeOptions:
     """Where the folded model begins, what it learns from the others, and how.
 
     Args:
-        start: What it begins with: the position of a model, from 0 on; "average", the mean of all;
-            or "permute", their mean after their features were matched one to one, as by the method
-            of this name.
+        start: What it begins with: "permute", the mean of all models after their features were matched
+            one to one, as by the method of this name; "average", their mean as they are; or the
+            position of one model.
         rank: Of the thin matrices that are learnt of each map beside a diagonal, at least 0; 0
             learns whole matrices.
         blocks: After which blocks, counted from 1, features are compared, 0 being the embeddings;
@@ -65,7 +65,7 @@ class FsMergeOptions:
         refit: "head" fits the task heads anew, by least squares on the calibration inputs.
     """
 
-    start: int | Literal["average", "permute"] = 0
+    start: int | Literal["permute", "average"] = "permute"
     rank: int = 12
     blocks: tuple[int, ...] | None = None
     feature_weight: float = 1.0
@@ -98,14 +98,14 @@ def run(inputs: MergeInputs, options: FsMergeOptions) -> Merged:
     has an unmerge map as well, so tasks keep their labels.
 
     Normalisations are writers: their gains and biases receive merge maps, which is no exact
-    rewrite. In a canonical form, without gains, the maps would have learnt less from as many steps.
-    Word embeddings that a head is tied to have the merge map alone.
+    rewrite. Word embeddings that a head is tied to have the merge map alone.
 
     Source: FS-Merge (https://arxiv.org/abs/2410.01483), whose maps are a diagonal plus a rank of 12
-    and begin with the first model, and which learns from features alone. Deviations: answers are
-    compared too; models that the start leaves out are told from its features by least squares
-    before anything is learnt, and so are the heads; features that are compared are read by maps of
-    their own, which have a bias and are not folded; and there is no weight decay.
+    and begin with the first model, and which learns from features alone. Deviations: it begins with
+    the mean of permuted models; answers are compared too; models that `start: first` leaves out are
+    told from its features by least squares before anything is learnt, and so are the heads;
+    features that are compared are read by maps of their own, which have a bias and are not folded;
+    and there is no weight decay.
     """
     from hf_zip.training.train import train  # whose transformers.Trainer takes seconds to import
 

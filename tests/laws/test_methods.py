@@ -24,7 +24,7 @@ UNTRAINED = {"training": {"steps": 0}}
 LOSSLESS = {
     "rooting": UNTRAINED,
     "distill": {"penalty": 1e-10, **UNTRAINED},
-    "fs_merge": {"penalty": 1e-10, **UNTRAINED},
+    "fs_merge": {"start": 0, "penalty": 1e-10, **UNTRAINED},
     "zipit": {"alpha": 1.0},
     "zipfit": NO_RIDGE,
     "pleas": NO_RIDGE,
