@@ -158,7 +158,8 @@ def merge_and_compare(recipe: Path, out: Path) -> None:
     chosen = hf_zip.Recipe.from_yaml(recipe)
     measured: list[Evaluation] = []
     for name, method in methods().items():
-        if method.requires.shared_init:  # of which the average is a row of every merge's own table
+        needs = method.requires
+        if needs.base or needs.shared_init:  # the average is a row of every merge's own table
             continue
         folder = out / ("merged" if name == chosen.merge_method else f"merged_by_{name}")
         started = time.perf_counter()

@@ -282,7 +282,7 @@ def test_each_model_teaches_on_inputs_of_its_own():
     models = [vit(2, 1, **ONE_BLOCK), vit(3, 2, **ONE_BLOCK)]
     own = [rows(random_inputs(models[0], 40, seed=seed)) for seed in (5, 6)]
     shared, given, some = (
-        merge(models, given=given, training=SHORT)
+        merge(models, given=given, start=0, training=SHORT)  # features are matched on all inputs
         for given in (
             {"calibration": own[0]},
             {"own_calibration": own},

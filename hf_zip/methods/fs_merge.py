@@ -49,9 +49,9 @@ class FsMergeOptions:
     """Where the folded model begins, what it learns from the others, and how.
 
     Args:
-        start: What it begins with: "permute", the mean of all models after their features were matched
-            one to one, as by the method of this name; "average", their mean as they are; or the
-            position of one model.
+        start: What it begins with: "permute", the mean of all models after their features were
+            matched one to one, as by the method of this name; "average", their mean as they are;
+            or the position of one model.
         rank: Of the thin matrices that are learnt of each map beside a diagonal, at least 0; 0
             learns whole matrices.
         blocks: After which blocks, counted from 1, features are compared, 0 being the embeddings;
