@@ -20,10 +20,10 @@ from hf_zip.match import Plan, match
 from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, Runtime
 from hf_zip.ranges import check_between
 from hf_zip.refit.head import refit_heads, with_trunk
+from hf_zip.rooting.options import DistillTraining, LessonOptions
 from hf_zip.rooting.streams import checked_blocks, fit_maps
 from hf_zip.side_by_side import SideBySide, distinct_sets
 from hf_zip.training.learner import Learner
-from hf_zip.training.options import TrainingOptions
 from hf_zip.undecided import check_recomputed, identity_of
 from hf_zip.weighing.feed import Feed
 
@@ -32,21 +32,15 @@ _FREE = ("training", "refit")
 
 
 @dataclass(frozen=True)
-class FoldTraining(TrainingOptions):
-    """`TrainingOptions` with the defaults of FS-Merge."""
+class FoldTraining(DistillTraining):
+    """`DistillTraining` with the learning rate of FS-Merge's maps."""
 
-    steps: int = 1000
-    batch_size: int = 32
     learning_rate: float = 1e-3
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup: float = 0.1
-    max_grad_norm: float = 1.0
-    held_out: float = 0.1
 
 
 @dataclass(frozen=True)
-class FsMergeOptions:
-    """Where the folded model begins, what it learns from the others, and how.
+class FsMergeOptions(LessonOptions):
+    """Where the folded model begins, and how it learns: see also `LessonOptions`.
 
     Args:
         start: What it begins with: "permute", the mean of all models after their features were
@@ -54,38 +48,19 @@ class FsMergeOptions:
             or the position of one model.
         rank: Of the thin matrices that are learnt of each map beside a diagonal, at least 0; 0
             learns whole matrices.
-        blocks: After which blocks, counted from 1, features are compared, 0 being the embeddings;
-            left out, after every block.
-        feature_weight: Weight of the features in the loss, 0 or above; 0 compares answers alone.
-        answer_weight: The same of the heads' answers.
-        temperature: What the logits of both are divided by.
-        penalty: Ridge of the maps and heads at the start, as a share of the mean diagonal of the
-            Gram.
         training: How to train, see `hf_zip.training.options`.
         refit: "head" fits the task heads anew, by least squares on the calibration inputs.
     """
 
     start: int | Literal["permute", "average"] = "permute"
     rank: int = 12
-    blocks: tuple[int, ...] | None = None
-    feature_weight: float = 1.0
-    answer_weight: float = 1.0
-    temperature: float = 2.0
-    penalty: float = 1e-3
     training: FoldTraining = field(default=FoldTraining())
     refit: Literal["none", "head"] = "none"
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        endless = float("inf")
-        for name in ("rank", "feature_weight", "answer_weight", "penalty"):
-            check_between(name, getattr(self, name), 0, endless)
-        check_between("temperature", self.temperature, 1e-3, endless)
-        if self.feature_weight == self.answer_weight == 0:
-            raise HfZipError(
-                "feature_weight and answer_weight are both 0, so there is nothing to learn; give "
-                "one of them a weight"
-            )
+        super().__post_init__()
+        check_between("rank", self.rank, 0, float("inf"))
         check_recomputed("fs_merge", self.training)
 
 
@@ -102,8 +77,8 @@ def run(inputs: MergeInputs, options: FsMergeOptions) -> Merged:
 
     Source: FS-Merge (https://arxiv.org/abs/2410.01483), whose maps are a diagonal plus a rank of 12
     and begin with the first model, and which learns from features alone. Deviations: it begins with
-    the mean of permuted models; answers are compared too; models that `start: first` leaves out are
-    told from its features by least squares before anything is learnt, and so are the heads;
+    the mean of permuted models; answers are compared too; models beside the one that `start` names
+    are told from its features by least squares before anything is learnt, and so are the heads;
     features that are compared are read by maps of their own, which have a bias and are not folded;
     and there is no weight decay.
     """
