@@ -137,9 +137,9 @@ def test_loaded_without_hf_zip_through_remote_code(parents, tmp_path):
     random_images(1)[0].save(tmp_path / "out" / "image.png")
     code = """
 from transformers import AutoModelForImageClassification, pipeline
-model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForImageClassification.from_pretrained(place, trust_remote_code=True)
 found = model(**inputs).logits
-classify = pipeline("image-classification", folder, trust_remote_code=True)
+classify = pipeline("image-classification", place, trust_remote_code=True)
 assert len(classify("image.png", top_k=9)) == 5
 model.save_pretrained("../again")
 """
@@ -148,7 +148,7 @@ model.save_pretrained("../again")
     usage = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     assert usage
     out = tmp_path / "out"
-    found = without_hf_zip("\n".join([code, *usage]), out, inputs=images(model), folder=str(out))
+    found = without_hf_zip("\n".join([code, *usage]), out, inputs=images(model), place=str(out))
     torch.testing.assert_close(found, logits(model))
     names = ["configuration_hf_zip_clip", "modeling_hf_zip_clip"]
     assert code_files(tmp_path / "again") == names
