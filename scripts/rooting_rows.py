@@ -205,7 +205,11 @@ def _at_once(group: Group, budget: Budget) -> list[tuple[str, str, dict[str, Any
         (
             "rooted in the first, average, distilled",
             "rooting",
-            {"training": {**half, "steps": budget.steps // 2}, "second_stage": half},
+            {
+                "training": {**half, "steps": budget.steps // 2},
+                "then": "average",
+                "second_stage": half,
+            },
         ),
         ("fs_merge", "fs_merge", {"training": {"steps": steps}}),
     ]

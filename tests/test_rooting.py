@@ -10,6 +10,7 @@ from hf_zip.adapters import adapter_of
 from hf_zip.card import render_card
 from hf_zip.collect import make_accelerator
 from hf_zip.errors import HfZipError
+from hf_zip.methods.rooting import RootingMergeOptions
 from hf_zip.plain import build
 from hf_zip.report import Report
 from hf_zip.rooting.barrier import loss_barrier
@@ -185,7 +186,7 @@ def merge(models, **keys):
 
 def test_models_are_rooted_and_then_merged_as_siblings():
     models = [vit(2, 1), vit(3, 2)]
-    result = merge(models, parameters={"training": SHORT})
+    result = merge(models, parameters={"training": SHORT, "then": "average"})
     rooted = root_in(models[1], models[0], rows(random_inputs(models[0], 24, seed=5))).model
     for name, parameter in result.model.named_parameters():
         if not name.startswith("classifier"):
@@ -261,8 +262,23 @@ def test_options_that_cannot_be_meant_are_refused():
         RootingOptions(temperature=0.0)
     with pytest.raises(HfZipError, match="then is 'zipit', which is not for models that share"):
         merge([vit(2, 1), vit(3, 2)], parameters={"then": "zipit"})
-    with pytest.raises(HfZipError, match=r"unknown key in parameters\.then_parameters 'alpha'"):
-        merge([vit(2, 1), vit(3, 2)], parameters={"then_parameters": {"alpha": 1.0}})
+    with pytest.raises(HfZipError, match=r"unknown key in parameters\.then_parameters 'beta'"):
+        merge([vit(2, 1), vit(3, 2)], parameters={"then_parameters": {"beta": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("options", "then", "parameters"),
+    [
+        ({}, "regmean", {"alpha": 1.0}),
+        ({"then_parameters": {"alpha": 0.5}}, "regmean", {"alpha": 0.5}),
+        ({"root": "merge"}, "iso_c", {}),
+        ({"root": "base", "then_parameters": {"scaling": 0.5}}, "iso_c", {"scaling": 0.5}),
+        ({"root": "merge", "then": "average"}, "average", {}),
+    ],
+)
+def test_the_best_method_depends_on_the_root(options, then, parameters):
+    found = RootingMergeOptions(**options)
+    assert (found.then, found.then_parameters) == (then, parameters)
 
 
 def test_a_permuted_copy_is_no_sibling():

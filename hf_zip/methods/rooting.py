@@ -20,6 +20,13 @@ from hf_zip.support import support
 from hf_zip.training.options import TrainingOptions
 from hf_zip.training.trained import Trained
 
+# What kept most, with its options: beside a root that is one of the models, whose own task vector
+# is zero; and of models that all were rooted elsewhere (scripts/benchmark_rooting.py).
+_BEST: Mapping[bool, tuple[str, Mapping[str, Any]]] = {
+    True: ("regmean", {"alpha": 1.0}),
+    False: ("iso_c", {}),
+}
+
 
 @dataclass(frozen=True)
 class RootingMergeOptions(RootingOptions):
@@ -30,7 +37,8 @@ class RootingMergeOptions(RootingOptions):
             recipe, which is no part of the merge itself; or "merge", a merge of the models.
         root_method: The method that makes this merge.
         root_parameters: Its options.
-        then: The method that merges them once they are siblings.
+        then: The method that merges them once they are siblings; "best" is `regmean` with
+            `alpha: 1.0` where the root is one of the models, else `iso_c`.
         then_parameters: Its options.
         second_stage: How the merge is trained on what all models do, from its own weights; left
             out, it is not. What is compared is what rootings compare.
@@ -39,13 +47,17 @@ class RootingMergeOptions(RootingOptions):
     root: int | Literal["base", "merge"] = 0
     root_method: str = "zipfit"
     root_parameters: Mapping[str, Any] = field(default_factory=dict)
-    then: str = "average"
+    then: str = "best"
     then_parameters: Mapping[str, Any] = field(default_factory=dict)
     second_stage: DistillTraining | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges, and the method."""
         super().__post_init__()
+        if self.then == "best":
+            then, own = _BEST[isinstance(self.root, int)]
+            object.__setattr__(self, "then", then)
+            object.__setattr__(self, "then_parameters", {**own, **self.then_parameters})
         method = method_named(self.then)
         if not method.requires.shared_init:
             known = ", ".join(repr(n) for n, own in methods().items() if own.requires.shared_init)
