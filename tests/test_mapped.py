@@ -261,6 +261,7 @@ found = vars(fitted)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_unequal_batches_give_the_model_of_one(tmp_path):
     one, two = (run_in(n, SCRIPT, tmp_path) for n in (1, 2))
     assert_same_fit(one, two)

@@ -229,6 +229,7 @@ if torch.distributed.is_initialized():  # a process that leaves early takes the 
 """
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path):
     (tmp_path / "measure.py").write_text(SCRIPT)
     reports = {}

@@ -177,6 +177,7 @@ found = {
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_models_of_one(tmp_path):
     one, two = (run_in(n, SCRIPT, tmp_path) for n in (1, 2))
     for name in METHODS:

@@ -445,6 +445,7 @@ found = {"batches": batches, **vars(fitted)}
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_unequal_batches_give_the_model_of_one(tmp_path):
     one, two = (run_in(n, SCRIPT, tmp_path) for n in (1, 2))
     assert (one["batches"], sorted(two["batches"])) == ([5], [2, 3])
