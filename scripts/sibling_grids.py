@@ -83,5 +83,7 @@ GRIDS = (
     Grid("task_arithmetic", label="base, least-squares head", fixed={"scaling": 0.0, **_HEAD}),
     Grid("average", label="least-squares head", fixed=_HEAD),
     Grid("regmean", label="least-squares head", fixed=_HEAD),
+    Grid("wudi", label="least-squares head", fixed=_HEAD),
+    Grid("iso_c", {"scaling": (1.5,)}, "least-squares head", _HEAD),
     Grid("zipfit"),
 )
