@@ -26,7 +26,7 @@ import train_bert
 import train_vit
 from benchmarking import parse_quietly, read_results, write_results
 from merging import ALL, measure, named_sources, references, shown_command
-from rooting_rows import FEW, Budget, Group, Made, rows
+from rooting_rows import Budget, Group, Made, rows
 from rooting_tables import report, table
 from training import read_setting
 
@@ -220,11 +220,11 @@ def _group(
     sources = named_sources(folders)
     tasks = resolve_tasks(sources)
     reader = reader_of(sources[0], longest or 1)
-    few = inputs[ALL][: arguments.few]
     drawn = {
         _short(name): {"data": [name], "samples": arguments.samples} for name in arguments.generated
     }
-    group = Group(sources, tasks, {**inputs, **drawn, FEW: few}, training, scratch, position)
+    every = {**inputs, **drawn}
+    group = Group(sources, tasks, every, arguments.few, training, scratch, position)
     if longest:
         parts = {
             part: {
@@ -235,7 +235,7 @@ def _group(
         }
     compared: dict[str, Callable[[], Made]] = {
         candidate.name: partial(Made, candidate, {})
-        for candidate in references(sources, tasks, few, reader)
+        for candidate in references(sources, tasks, group.few_of(ALL), reader)
     }
     return group, parts, compared
 

@@ -15,7 +15,6 @@ from hf_zip.methods import method_named
 from hf_zip.sources import Source
 from hf_zip.tasks import Task
 
-FEW = "few"  # inputs of all tasks for what is fitted in closed form
 ZIPFIT = "zipfit"
 
 
@@ -95,7 +94,8 @@ class Group:
     Args:
         sources: The models, the first of which is the root.
         tasks: Their tasks.
-        inputs: Inputs without labels as `hf_zip.merge` takes them, by whose they are; `FEW` too.
+        inputs: Inputs without labels as `hf_zip.merge` takes them, by whose they are.
+        few: How many of them what is fitted in closed form has.
         training: Options of every training but its steps.
         folder: Where models that are made on the way lie.
         seed: Decides batches.
@@ -104,9 +104,15 @@ class Group:
     sources: Sequence[Source]
     tasks: Sequence[Task]
     inputs: Mapping[str, Any]
+    few: int
     training: Mapping[str, Any]
     folder: Path
     seed: int = 0
+
+    def few_of(self, data: str) -> Any:
+        """Returns the first inputs of some data, for what is fitted in closed form."""
+        inputs = self.inputs[data]
+        return {**inputs, "samples": self.few} if isinstance(inputs, dict) else inputs[: self.few]
 
     def merge(
         self,
@@ -175,19 +181,20 @@ def rows(group: Group, budgets: Sequence[Budget]) -> dict[str, Callable[[], Made
         found[name] = partial(make, name, *given)
 
     add("weight average", group.merge, Then("average", "average"), None)
-    add("zipfit", group.merge, fit, group.inputs[FEW])
+    add("zipfit", group.merge, fit, group.few_of(ALL))
     for data in dict.fromkeys(budget.data for budget in budgets):
         add(f"zipfit, all inputs of {data}", group.merge, fit, group.inputs[data])
-    roots: dict[str, tuple[Sequence[Then], Home]] = {
-        "the first": (BESIDE_ROOT, lambda: (group.sources[0].reference, {})),
-        "zipfit": (FROM_MERGE, cache(partial(_zipfit, group))),
-    }
+    merged = cache(partial(_zipfit, group))  # once for all steps on the same data
     for budget in budgets:
+        roots: dict[str, tuple[Sequence[Then], Home]] = {
+            "the first": (BESIDE_ROOT, lambda: (group.sources[0].reference, {})),
+            "zipfit": (FROM_MERGE, partial(merged, budget.data)),
+        }
         for root, (thens, home) in roots.items():
             siblings = cache(partial(_siblings, group, home, budget))
             for then in thens:
                 name = f"rooted in {root}, {then.name}: {budget}"
-                add(name, _merged_siblings, group, then, siblings)
+                add(name, _merged_siblings, group, then, siblings, group.few_of(budget.data))
         for title, method, parameters in _at_once(group, budget):
             then = Then(title, method, parameters)
             add(f"{title}: {budget}", group.merge, then, group.inputs[budget.data])
@@ -215,14 +222,14 @@ def _at_once(group: Group, budget: Budget) -> list[tuple[str, str, dict[str, Any
     ]
 
 
-def _zipfit(group: Group) -> tuple[str, Mapping[str, Any]]:
-    """The folder of the models' merge by zipfit, and notes."""
-    folder, started = group.folder / "zipfit", time.perf_counter()
+def _zipfit(group: Group, data: str) -> tuple[str, Mapping[str, Any]]:
+    """The folder of the models' merge by zipfit on some data, and notes."""
+    folder, started = group.folder / f"zipfit, {data}", time.perf_counter()
     hf_zip.merge(
         [source.reference for source in group.sources],
         method="zipfit",
         tasks=[task.name for task in group.tasks],
-        calibration=group.inputs[FEW],
+        calibration=group.few_of(data),
         out=folder,
         progress=False,
     )
@@ -244,6 +251,8 @@ def _siblings(group: Group, home: Home, budget: Budget) -> Siblings:
     return found, root, {**added, "barriers": [b for own in every for b in own.get("barriers", ())]}
 
 
-def _merged_siblings(name: str, group: Group, then: Then, siblings: Callable[[], Siblings]) -> Made:
+def _merged_siblings(
+    name: str, group: Group, then: Then, siblings: Callable[[], Siblings], inputs: Any
+) -> Made:
     folders, root, notes = siblings()
-    return group.merge(name, then, group.inputs[FEW], folders, root, notes)
+    return group.merge(name, then, inputs, folders, root, notes)

@@ -105,7 +105,7 @@ def test_texts_are_of_all_tasks_in_turn():
 
 @pytest.mark.parametrize(("steps", "models", "whole"), [(10, 2, 10), (10, 3, 20)])
 def test_what_learns_from_all_at_once_has_the_steps_of_all_rootings(steps, models, whole):
-    group = rooting_rows.Group([None] * models, [], {}, {"learning_rate": 0.1}, None)
+    group = rooting_rows.Group([None] * models, [], {}, 4, {"learning_rate": 0.1}, None)
     ways = {
         title: own for title, _, own in rooting_rows._at_once(group, rooting_rows.Budget(steps))
     }
@@ -113,6 +113,13 @@ def test_what_learns_from_all_at_once_has_the_steps_of_all_rootings(steps, model
     staged = ways["rooted in the first, average, distilled"]
     both = (models - 1) * staged["training"]["steps"] + staged["second_stage"]["steps"]
     assert both == whole
+
+
+def test_closed_forms_have_few_of_the_same_data():
+    drawn = {"data": ["generated:noise"], "samples": 9}
+    group = rooting_rows.Group([], [], {"a": [1, 2, 3], "b": drawn}, 2, {}, None)
+    assert group.few_of("a") == [1, 2]
+    assert group.few_of("b") == {"data": ["generated:noise"], "samples": 2}
 
 
 def test_a_row_says_how_many_groups_have_it():
