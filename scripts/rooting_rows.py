@@ -15,8 +15,6 @@ from hf_zip.methods import method_named
 from hf_zip.sources import Source
 from hf_zip.tasks import Task
 
-ZIPFIT = "zipfit"
-
 
 @dataclass(frozen=True)
 class Then:
