@@ -67,11 +67,7 @@ def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:
             key: labelled(f"--{key}", options[f"--{key}"] or [])
             for key in ("evaluation", "validation")
         },
-        **{
-            key: options[f"--{key}"]
-            for key in ("dtype", "output", "rank", "seed", "license")
-            if f"--{key}" in given
-        },
+        **{key: options[f"--{key}"] for key in _AS_GIVEN if f"--{key}" in given},
     }
     return Recipe.from_dict(values)
 
