@@ -25,9 +25,10 @@ def make_student(
             be other rows than the model has; what is absent is the model's own.
         config: Entries of the config that differ from the model's.
     """
-    student = copy.deepcopy(model)
     if config:
         student, state = reconfigured(model, config), {**learned(model), **state}
+    else:
+        student = copy.deepcopy(model)
     for name, tensor in state.items():
         _with_rows(student, name, tensor.shape)
     own = learned(student)
