@@ -155,6 +155,7 @@ def root(
     )
     _check(source, origin, force)
     origin, source = in_one_vocabulary((origin, source))
+    config = _config_of_root(source, origin)  # before inputs are drawn, which may take long
     spec, inputs = CalibrationSpec(), data
     if isinstance(data, str | Path):
         data = {"data": str(data)}
@@ -175,7 +176,7 @@ def root(
         seed,
         "rooting",
         progress,
-        config=_config_of_root(source, origin),
+        config=config,
     )
     if kept is not None:  # the same run without a folder of its own has the same report
         options = replace(options, training=replace(options.training, checkpoints=None))
