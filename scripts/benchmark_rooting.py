@@ -126,7 +126,9 @@ def run(
         yield name
 
 
-Makes = Callable[[int, Mapping[str, Any], Path], tuple[Group, Parts, dict[str, Callable[[], Made]]]]
+# A group, its evaluation data, and what its merges are compared with.
+Ready = tuple[Group, Parts, dict[str, Callable[[], Made]]]
+Makes = Callable[[int, Mapping[str, Any], Path], Ready]
 
 
 def of_images(arguments: argparse.Namespace) -> tuple[Makes, str, dict[str, Any]]:
@@ -137,9 +139,7 @@ def of_images(arguments: argparse.Namespace) -> tuple[Makes, str, dict[str, Any]
     names = [f"classes {text}" for text in classes]
     numbers = [train_vit.parse_classes(text) for text in classes]
 
-    def make(
-        position: int, training: Mapping[str, Any], scratch: Path
-    ) -> tuple[Group, Parts, dict[str, Callable[[], Made]]]:
+    def make(position: int, training: Mapping[str, Any], scratch: Path) -> Ready:
         folders = {
             name: benchmark_zip.parent_folder(
                 data, text, len(classes) * position + k, setting, arguments.cache
@@ -170,9 +170,7 @@ def of_texts(arguments: argparse.Namespace) -> tuple[Makes, str, dict[str, Any]]
         for name in data
     }
 
-    def make(
-        position: int, training: Mapping[str, Any], scratch: Path
-    ) -> tuple[Group, Parts, dict[str, Callable[[], Made]]]:
+    def make(position: int, training: Mapping[str, Any], scratch: Path) -> Ready:
         folders = benchmark_text.train_parents(data, tokenizer, ways, position, arguments.cache)
         inputs = training_texts(data, proxies, arguments.samples, position)
         labelled = {
@@ -216,7 +214,7 @@ def _group(
     position: int,
     parts: Parts,
     longest: int | None = None,
-) -> tuple[Group, Parts, dict[str, Callable[[], Made]]]:
+) -> Ready:
     sources = named_sources(folders)
     tasks = resolve_tasks(sources)
     reader = reader_of(sources[0], longest or 1)

@@ -193,30 +193,26 @@ def rows(group: Group, budgets: Sequence[Budget]) -> dict[str, Callable[[], Made
             for then in thens:
                 name = f"rooted in {root}, {then.name}: {budget}"
                 add(name, _merged_siblings, group, then, siblings, group.few_of(budget.data))
-        for title, method, parameters in _at_once(group, budget):
-            then = Then(title, method, parameters)
-            add(f"{title}: {budget}", group.merge, then, group.inputs[budget.data])
+        for then in _at_once(group, budget):
+            add(f"{then.name}: {budget}", group.merge, then, group.inputs[budget.data])
     return found
 
 
-def _at_once(group: Group, budget: Budget) -> list[tuple[str, str, dict[str, Any]]]:
-    """Merges that are trained themselves: title, method and options of each."""
+def _at_once(group: Group, budget: Budget) -> list[Then]:
+    """Merges that are trained themselves, with the steps of all rootings."""
     steps = budget.steps * (len(group.sources) - 1)
     whole = {"training": {**group.training, "steps": steps}}
     half = {**group.training, "steps": steps // 2}
+    staged = {
+        "training": {**half, "steps": budget.steps // 2},
+        "then": "average",
+        "second_stage": half,
+    }
     return [
-        ("distilled from the first", "distill", whole),
-        ("distilled from zipfit", "distill", {**whole, "start": "zipfit"}),
-        (
-            "rooted in the first, average, distilled",
-            "rooting",
-            {
-                "training": {**half, "steps": budget.steps // 2},
-                "then": "average",
-                "second_stage": half,
-            },
-        ),
-        ("fs_merge", "fs_merge", {"training": {"steps": steps}}),
+        Then("distilled from the first", "distill", whole),
+        Then("distilled from zipfit", "distill", {**whole, "start": "zipfit"}),
+        Then("rooted in the first, average, distilled", "rooting", staged),
+        Then("fs_merge", "fs_merge", {"training": {"steps": steps}}),
     ]
 
 

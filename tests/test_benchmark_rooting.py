@@ -106,9 +106,8 @@ def test_texts_are_of_all_tasks_in_turn():
 @pytest.mark.parametrize(("steps", "models", "whole"), [(10, 2, 10), (10, 3, 20)])
 def test_what_learns_from_all_at_once_has_the_steps_of_all_rootings(steps, models, whole):
     group = rooting_rows.Group([None] * models, [], {}, 4, {"learning_rate": 0.1}, None)
-    ways = {
-        title: own for title, _, own in rooting_rows._at_once(group, rooting_rows.Budget(steps))
-    }
+    thens = rooting_rows._at_once(group, rooting_rows.Budget(steps))
+    ways = {then.name: then.parameters for then in thens}
     assert ways["distilled from zipfit"]["training"] == {"learning_rate": 0.1, "steps": whole}
     staged = ways["rooted in the first, average, distilled"]
     both = (models - 1) * staged["training"]["steps"] + staged["second_stage"]["steps"]
