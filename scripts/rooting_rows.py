@@ -37,6 +37,7 @@ BESIDE_ROOT = (
     Then("ties", "ties", {"scaling": 0.5}),
     Then("regmean", "regmean", {"alpha": 1.0}),
     Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"}),
+    Then("zipfit", "zipfit"),
 )
 # Of models that were all rooted in their merge by zipfit.
 FROM_MERGE = (
@@ -78,7 +79,8 @@ class Made:
 
     Args:
         candidate: What answers the tasks.
-        notes: How it came about: `seconds` in all, `training` of these, `barriers`.
+        notes: How it came about: `seconds` in all, `training` of these, `barriers`, and `last`, the
+            seconds of what has to be done again for a last model once the others are merged.
     """
 
     candidate: Candidate
@@ -144,8 +146,10 @@ class Group:
             progress=False,
         )
         trained = sum(training.seconds for training in result.report.trainings)
+        own = time.perf_counter() - started
         notes = {
-            "seconds": earlier.get("seconds", 0.0) + time.perf_counter() - started,
+            "seconds": earlier.get("seconds", 0.0) + own,
+            "last": earlier.get("last", 0.0) + own,
             "training": earlier.get("training", 0.0) + trained,
             "barriers": earlier.get("barriers", []),
         }
@@ -242,6 +246,8 @@ def _siblings(group: Group, home: Home, budget: Budget) -> Siblings:
         found.append(folder)
         every.append(own)
     added = {key: sum(own.get(key, 0.0) for own in every) for key in ("seconds", "training")}
+    # In a merge of the models, a root changes with the last of them, and all is done again.
+    added["last"] = every[-1]["seconds"] if root in found else added["seconds"]
     return found, root, {**added, "barriers": [b for own in every for b in own.get("barriers", ())]}
 
 

@@ -26,8 +26,10 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "Nothing has labels. Inputs are of all tasks, or else as the row says. *validation* is the",
         "mean over tasks on validation inputs, on which one may choose; the rest is of test ones.",
         "*seconds* are those of everything that a row needs, on a machine that had other work to",
-        "do; *trained* are those of its trainings. *barrier* is how far the loss rises on the way",
-        "from the root to a rooted model, as a share of the larger loss at its ends.",
+        "do; *trained* are those of its trainings; *last* are those of adding the last of three or",
+        "more models where the others have been rooted and merged before. *barrier* is how far the",
+        "loss rises on the way from the root to a rooted model, as a share of the larger loss at",
+        "its ends.",
     ]
     for name, record in results.items():
         lines += ["", *table(name, record)]
@@ -38,8 +40,8 @@ def table(name: str, record: Mapping[str, Any]) -> list[str]:
     """Returns one data set's results as lines of Markdown."""
     groups = record["groups"]
     tasks = list(groups[0]["test"][0]["per_task"])
-    head = ["model", "groups", *tasks, "mean", "joint", "validation", "seconds", "trained"]
-    head.append("barrier")
+    costs = ["seconds", "trained", *(["last"] if len(tasks) > 2 else [])]
+    head = ["model", "groups", *tasks, "mean", "joint", "validation", *costs, "barrier"]
     lines = [
         f"## {name}",
         "",
@@ -54,19 +56,21 @@ def table(name: str, record: Mapping[str, Any]) -> list[str]:
         rows = [_by_name(group["test"])[title] for group in known]
         cells = [spread(values) for values in zip(*map(accuracies, rows), strict=True)]
         validated = spread([_by_name(group["validation"])[title]["mean"] for group in known])
-        cost = _cost([group["made"].get(title) for group in known])
+        made = [group["made"][title] for group in known if title in group["made"]]
+        cost = [_seconds(made, key) for key in costs] + [_barrier(made)]
         lines.append(line([escape(title), str(len(known)), *cells, validated, *cost]))
     return lines
 
 
-def _cost(made: Sequence[Mapping[str, Any] | None]) -> list[str]:
-    known = [own for own in made if own is not None]
-    if not known:
-        return ["", "", ""]
-    seconds, trained = (mean(own[key] for own in known) for key in ("seconds", "training"))
-    barriers = [barrier for own in known for barrier in own["barriers"]]
-    shown = f"{100 * max(barriers):.0f}" if barriers else ""
-    return [f"{seconds:.0f}", f"{trained:.0f}" if trained else "", shown]
+def _seconds(made: Sequence[Mapping[str, Any]], column: str) -> str:
+    key = {"trained": "training"}.get(column, column)
+    seconds = mean(own[key] for own in made) if made else 0
+    return f"{seconds:.0f}" if seconds else ""
+
+
+def _barrier(made: Sequence[Mapping[str, Any]]) -> str:
+    barriers = [barrier for own in made for barrier in own["barriers"]]
+    return f"{100 * max(barriers):.0f}" if barriers else ""
 
 
 def _by_name(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -1,6 +1,7 @@
 """The benchmark of rooting, on images and sentences that are made here."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,3 +135,29 @@ def test_a_row_says_how_many_groups_have_it():
         "| x | 2 | 50.0 ± 0.0 | 50.0 ± 0.0 |  | 50.0 ± 0.0 | 12 |  | 10 |",
         "| y | 1 | 50.0 | 50.0 |  | 50.0 | 12 |  |  |",
     ]
+
+
+def test_of_more_than_two_models_the_table_says_what_the_last_takes():
+    rows = [{"name": "x", "per_task": dict.fromkeys("abc", 0.5), "mean": 0.5, "joint": None}]
+    made = {"x": {"seconds": 12.0, "last": 7.0, "training": 3.0, "barriers": []}}
+    groups = [{"test": rows, "validation": rows, "made": made}]
+    *_, head, _, row = rooting_tables.table("d", {"samples": 8, "few": 4, "groups": groups})
+    assert head.endswith("| seconds | trained | last | barrier |")
+    assert row.endswith("| 12 | 3 | 7 |  |")
+
+
+@pytest.mark.parametrize(("home", "last"), [("a", 3.0), ("a merge", 106.0)])
+def test_a_last_model_is_rooted_alone_where_the_root_stays(home, last):
+    class Rooted(rooting_rows.Group):
+        def root(self, position, root, budget):
+            seconds = float(1 + position)
+            return f"{position} in {root}", {"seconds": seconds, "training": 0.5, "barriers": []}
+
+    group = Rooted([SimpleNamespace(reference=name) for name in "abc"], [], {}, 4, {}, None)
+    notes = {} if home == "a" else {"seconds": 100.0}
+    found, root, added = rooting_rows._siblings(
+        group, lambda: (home, notes), rooting_rows.Budget(1)
+    )
+    assert root == home
+    assert found[-1] == f"2 in {home}"
+    assert added["last"] == last
