@@ -61,15 +61,16 @@ class Requires:
         Args:
             first: What the other one needs.
         """
+        forms = [own for own in (self, first) if own.canonical]
         return replace(
             self,
             base=self.base or first.base,
             calibration=self.calibration or first.calibration,
             shared_init=self.shared_init or first.shared_init,
-            canonical=first.canonical,
-            rotated=first.rotated,
-            or_post_norm=first.or_post_norm,
-            plain_scores=first.plain_scores,
+            canonical=bool(forms),
+            rotated=self.rotated or first.rotated,
+            or_post_norm=bool(forms) and all(own.or_post_norm for own in forms),
+            plain_scores=self.plain_scores or first.plain_scores,
             elementwise=self.elementwise and first.elementwise,
             models=first.models,
         )

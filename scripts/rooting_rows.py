@@ -39,6 +39,11 @@ BESIDE_ROOT = (
     Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"}),
     Then("zipfit", "zipfit"),
 )
+# Of the same, where nothing draws rooted models back to the root.
+WITHOUT_ANCHOR = (
+    Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"}),
+    Then("zipfit", "zipfit"),
+)
 # Of models that were all rooted in their merge by zipfit.
 FROM_MERGE = (
     Then("average", "average"),
@@ -155,15 +160,25 @@ class Group:
         }
         return Made(merged(result.model, self.tasks, name), notes)
 
-    def root(self, position: int, root: str, budget: Budget) -> tuple[str, Mapping[str, Any]]:
-        """Returns the folder of a rooted model, and notes."""
-        folder = self.folder / f"{position} in {Path(root).name}, {budget}"
+    def root(
+        self, position: int, root: str, budget: Budget, training: Mapping[str, Any]
+    ) -> tuple[str, Mapping[str, Any]]:
+        """Returns the folder of a rooted model, and notes.
+
+        Args:
+            position: Which model.
+            root: Folder of the root.
+            budget: What the training has.
+            training: Options of the training beside those of all trainings.
+        """
+        told = "".join(f", {key} {value}" for key, value in training.items())
+        folder = self.folder / f"{position} in {Path(root).name}{told}, {budget}"
         result = hf_zip.root(
             self.sources[position].reference,
             root,
             self.inputs[budget.data],
             folder,
-            parameters={"training": {**self.training, "steps": budget.steps}},
+            parameters={"training": {**self.training, **training, "steps": budget.steps}},
             seed=self.seed,
             progress=False,
         )
@@ -187,13 +202,18 @@ def rows(group: Group, budgets: Sequence[Budget]) -> dict[str, Callable[[], Made
     for data in dict.fromkeys(budget.data for budget in budgets):
         add(f"zipfit, all inputs of {data}", group.merge, fit, group.inputs[data])
     merged = cache(partial(_zipfit, group))  # once for all steps on the same data
+
+    def first() -> tuple[str, Mapping[str, Any]]:
+        return group.sources[0].reference, {}
+
     for budget in budgets:
-        roots: dict[str, tuple[Sequence[Then], Home]] = {
-            "the first": (BESIDE_ROOT, lambda: (group.sources[0].reference, {})),
-            "zipfit": (FROM_MERGE, partial(merged, budget.data)),
+        roots: dict[str, tuple[Sequence[Then], Home, Mapping[str, Any]]] = {
+            "the first": (BESIDE_ROOT, first, {}),
+            "the first without anchor": (WITHOUT_ANCHOR, first, {"anchor": 0.0}),
+            "zipfit": (FROM_MERGE, partial(merged, budget.data), {}),
         }
-        for root, (thens, home) in roots.items():
-            siblings = cache(partial(_siblings, group, home, budget))
+        for root, (thens, home, training) in roots.items():
+            siblings = cache(partial(_siblings, group, home, budget, training))
             for then in thens:
                 name = f"rooted in {root}, {then.name}: {budget}"
                 add(name, _merged_siblings, group, then, siblings, group.few_of(budget.data))
@@ -234,7 +254,7 @@ def _zipfit(group: Group, data: str) -> tuple[str, Mapping[str, Any]]:
     return str(folder), {"seconds": time.perf_counter() - started}
 
 
-def _siblings(group: Group, home: Home, budget: Budget) -> Siblings:
+def _siblings(group: Group, home: Home, budget: Budget, training: Mapping[str, Any]) -> Siblings:
     """Folders of the models in one parameter space, that of their root, and notes of all."""
     root, notes = home()
     found, every = [], [notes]
@@ -242,7 +262,7 @@ def _siblings(group: Group, home: Home, budget: Budget) -> Siblings:
         if source.reference == root:
             found.append(root)
             continue
-        folder, own = group.root(position, root, budget)
+        folder, own = group.root(position, root, budget, training)
         found.append(folder)
         every.append(own)
     added = {key: sum(own.get(key, 0.0) for own in every) for key in ("seconds", "training")}

@@ -18,7 +18,11 @@ import rooting_rows
 import rooting_tables
 import train_bert
 
-ROOTED = ("rooted in the first, average", "rooted in zipfit, task arithmetic")
+ROOTED = (
+    "rooted in the first, average",
+    "rooted in the first without anchor, zipfit",
+    "rooted in zipfit, task arithmetic",
+)
 
 
 def options_for(folder, **more):
@@ -58,8 +62,9 @@ def test_every_row_is_measured_once_and_kept(pictures, monkeypatch):  # noqa: F8
     assert rooted == {name for name in names if name.startswith("rooted")}
     assert "zipfit, all inputs of generated:noise" in names
     assert names == [row["name"] for row in group["validation"]]
-    beside, merged = (group["made"][f"{name}: 3 steps"] for name in ROOTED)
-    assert (len(beside["barriers"]), len(merged["barriers"])) == (1, 2)  # of one model, of both
+    beside, free, merged = (group["made"][f"{name}: 3 steps"] for name in ROOTED)
+    counts = [len(own["barriers"]) for own in (beside, free, merged)]
+    assert counts == [1, 1, 2]  # of one model, or of both
     assert beside["seconds"] > beside["training"] > 0
     assert group["made"]["zipfit"]["training"] == 0
     text = (pictures / "out" / "rooting.md").read_text()
@@ -149,14 +154,15 @@ def test_of_more_than_two_models_the_table_says_what_the_last_takes():
 @pytest.mark.parametrize(("home", "last"), [("a", 3.0), ("a merge", 106.0)])
 def test_a_last_model_is_rooted_alone_where_the_root_stays(home, last):
     class Rooted(rooting_rows.Group):
-        def root(self, position, root, budget):
+        def root(self, position, root, budget, training):
+            assert training == {"anchor": 0.0}
             seconds = float(1 + position)
             return f"{position} in {root}", {"seconds": seconds, "training": 0.5, "barriers": []}
 
     group = Rooted([SimpleNamespace(reference=name) for name in "abc"], [], {}, 4, {}, None)
     notes = {} if home == "a" else {"seconds": 100.0}
     found, root, added = rooting_rows._siblings(
-        group, lambda: (home, notes), rooting_rows.Budget(1)
+        group, lambda: (home, notes), rooting_rows.Budget(1), {"anchor": 0.0}
     )
     assert root == home
     assert found[-1] == f"2 in {home}"

@@ -10,7 +10,8 @@ from hf_zip.adapters import adapter_of
 from hf_zip.card import render_card
 from hf_zip.collect import make_accelerator
 from hf_zip.errors import HfZipError
-from hf_zip.methods.rooting import RootingMergeOptions
+from hf_zip.method import MergeInputs, Runtime, WeightOptions
+from hf_zip.methods.rooting import ENTRY, RootingMergeOptions, run
 from hf_zip.plain import build
 from hf_zip.report import Report
 from hf_zip.rooting.barrier import loss_barrier
@@ -279,6 +280,36 @@ def test_options_that_cannot_be_meant_are_refused():
 def test_the_best_method_depends_on_the_root(options, then, parameters):
     found = RootingMergeOptions(**options)
     assert (found.then, found.then_parameters) == (then, parameters)
+
+
+def test_rooted_models_can_be_refitted_to_one():
+    models, data = [vit(2, 1), vit(3, 2)], random_inputs(vit(), 40, seed=5)["pixel_values"]
+    keys = {"calibration": data, "progress": False}
+    training = {"training": {**SHORT, "anchor": 0.0}}
+    found = hf_zip.merge(
+        models, method="rooting", parameters={**training, "then": "zipfit"}, **keys
+    )
+    rooted = hf_zip.root(models[1], models[0], data, parameters=training, progress=False).model
+    expected = hf_zip.merge([models[0], rooted], method="zipfit", **keys).model.state_dict()
+    for name, tensor in found.model.state_dict().items():
+        assert torch.allclose(tensor, expected[name], atol=1e-5), name
+    assert len(found.report.barriers) == len(found.report.trainings) == 1
+
+
+def test_a_refit_has_what_zipfit_needs():
+    runtime = Runtime((), None, None, 1, make_accelerator(), False)
+    uneven = (WeightOptions(1.0), WeightOptions(2.0))
+    inputs = MergeInputs((), (), (), runtime, model_options=uneven)
+    with pytest.raises(HfZipError, match=r"then is 'zipfit', which weighs all models alike"):
+        run(inputs, RootingMergeOptions(then="zipfit"))
+    needs = ENTRY.with_options(RootingMergeOptions(then="zipfit")).requires
+    assert needs.canonical
+    assert needs.or_post_norm
+    rotated = RootingMergeOptions(then="zipfit", root="merge", root_method="rotate")
+    needs = ENTRY.with_options(rotated).requires
+    assert needs.canonical
+    assert not needs.or_post_norm
+    assert not ENTRY.with_options(RootingMergeOptions()).requires.canonical
 
 
 def test_a_permuted_copy_is_no_sibling():

@@ -26,6 +26,8 @@ _BEST: Mapping[bool, tuple[str, Mapping[str, Any]]] = {
     True: ("regmean", {"alpha": 1.0}),
     False: ("iso_c", {}),
 }
+# Merges models of any parameter spaces, but keeps more of those that are near each other.
+_OF_ANY = "zipfit"
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class RootingMergeOptions(RootingOptions):
             recipe, which is no part of the merge itself; or "merge", a merge of the models.
         root_method: The method that makes this merge.
         root_parameters: Its options.
-        then: The method that merges them once they are siblings; "best" is `regmean` with
-            `alpha: 1.0` where the root is one of the models, else `iso_c`.
+        then: The method that merges them once they are siblings, or "zipfit", for which they need
+            no anchor; "best" is `regmean` with `alpha: 1.0` where the root is one of the models,
+            else `iso_c`.
         then_parameters: Its options.
         second_stage: How the merge is trained on what all models do, from its own weights; left
             out, it is not. What is compared is what rootings compare.
@@ -59,11 +62,11 @@ class RootingMergeOptions(RootingOptions):
             object.__setattr__(self, "then", then)
             object.__setattr__(self, "then_parameters", {**own, **self.then_parameters})
         method = method_named(self.then)
-        if not method.requires.shared_init:
+        if not method.requires.shared_init and self.then != _OF_ANY:
             known = ", ".join(repr(n) for n, own in methods().items() if own.requires.shared_init)
             raise HfZipError(
                 f"then is {self.then!r}, which is not for models that share their initialisation, "
-                f"as rooted ones do; use one of {known}"
+                f"as rooted ones do; use '{_OF_ANY}' or one of {known}"
             )
         build(method.options, self.then_parameters, "parameters.then_parameters")
         if method.per_task and self.second_stage is not None:
@@ -97,7 +100,12 @@ class RootingMergeOptions(RootingOptions):
         return method_named(self.root_method).with_options(self.root_options())
 
     def needs(self, requires: Requires) -> Requires:
-        """Returns what is needed with these options: a base, if it is the root, of any weights."""
+        """Returns what is needed with these options.
+
+        A base, if it is the root, of any weights; and models of the form that `then` needs.
+        """
+        if self.then == _OF_ANY:
+            requires = requires.after(method_named(self.then).requires)
         return replace(requires, base=True, any_base=True) if self.root == "base" else requires
 
 
@@ -110,6 +118,11 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     Source: GAN Cocktail (https://arxiv.org/abs/2106.03847), there for generators and their mean;
     section 3.2 has the second stage.
     """
+    if options.then == _OF_ANY and len(set(inputs.weights)) > 1:
+        raise HfZipError(
+            f"then is {_OF_ANY!r}, which weighs all models alike, but their weights are "
+            f"{', '.join(map(str, inputs.weights))}; leave weights out, or use another method"
+        )
     method, models = method_named(options.then), inputs.runtime.models
     _, trunks = split_heads(inputs, inputs.states)
     root = _root(inputs, options, trunks)
