@@ -84,8 +84,9 @@ class Made:
 
     Args:
         candidate: What answers the tasks.
-        notes: How it came about: `seconds` in all, `training` of these, `barriers`, and `last`, the
-            seconds of what has to be done again for a last model once the others are merged.
+        notes: How it came about: `seconds` in all, `training` of these, `barriers`; and in seconds
+            of processors, `processors` in all, and `last` for what has to be done again for a last
+            model once the others are merged.
     """
 
     candidate: Candidate
@@ -138,7 +139,7 @@ class Group:
             base: Their base, for methods that need one.
             before: Notes of what was made before.
         """
-        started, earlier = time.perf_counter(), before or {}
+        clocks, earlier = _clocks(), before or {}
         result = hf_zip.merge(
             list(models or [source.reference for source in self.sources]),
             method=then.method,
@@ -151,10 +152,10 @@ class Group:
             progress=False,
         )
         trained = sum(training.seconds for training in result.report.trainings)
-        own = time.perf_counter() - started
+        own = _since(clocks)
+        own["last"] = own["processors"]
         notes = {
-            "seconds": earlier.get("seconds", 0.0) + own,
-            "last": earlier.get("last", 0.0) + own,
+            **{key: earlier.get(key, 0.0) + spent for key, spent in own.items()},
             "training": earlier.get("training", 0.0) + trained,
             "barriers": earlier.get("barriers", []),
         }
@@ -173,6 +174,7 @@ class Group:
         """
         told = "".join(f", {key} {value}" for key, value in training.items())
         folder = self.folder / f"{position} in {Path(root).name}{told}, {budget}"
+        clocks = _clocks()
         result = hf_zip.root(
             self.sources[position].reference,
             root,
@@ -184,7 +186,7 @@ class Group:
         )
         found = result.report
         return str(folder), {
-            "seconds": found.seconds,
+            **_since(clocks),
             "training": found.trained.seconds,
             "barriers": [found.barrier],
         }
@@ -242,7 +244,7 @@ def _at_once(group: Group, budget: Budget) -> list[Then]:
 
 def _zipfit(group: Group, data: str) -> tuple[str, Mapping[str, Any]]:
     """The folder of the models' merge by zipfit on some data, and notes."""
-    folder, started = group.folder / f"zipfit, {data}", time.perf_counter()
+    folder, clocks = group.folder / f"zipfit, {data}", _clocks()
     hf_zip.merge(
         [source.reference for source in group.sources],
         method="zipfit",
@@ -251,7 +253,7 @@ def _zipfit(group: Group, data: str) -> tuple[str, Mapping[str, Any]]:
         out=folder,
         progress=False,
     )
-    return str(folder), {"seconds": time.perf_counter() - started}
+    return str(folder), _since(clocks)
 
 
 def _siblings(group: Group, home: Home, budget: Budget, training: Mapping[str, Any]) -> Siblings:
@@ -265,9 +267,10 @@ def _siblings(group: Group, home: Home, budget: Budget, training: Mapping[str, A
         folder, own = group.root(position, root, budget, training)
         found.append(folder)
         every.append(own)
-    added = {key: sum(own.get(key, 0.0) for own in every) for key in ("seconds", "training")}
+    keys = ("seconds", "training", "processors")
+    added = {key: sum(own.get(key, 0.0) for own in every) for key in keys}
     # In a merge of the models, a root changes with the last of them, and all is done again.
-    added["last"] = every[-1]["seconds"] if root in found else added["seconds"]
+    added["last"] = every[-1]["processors"] if root in found else added["processors"]
     return found, root, {**added, "barriers": [b for own in every for b in own.get("barriers", ())]}
 
 
@@ -276,3 +279,13 @@ def _merged_siblings(
 ) -> Made:
     folders, root, notes = siblings()
     return group.merge(name, then, inputs, folders, root, notes)
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _since(clocks: tuple[float, float]) -> dict[str, float]:
+    """Seconds of the clock and of processors since they were read."""
+    passed = (now - then for now, then in zip(_clocks(), clocks, strict=True))
+    return dict(zip(("seconds", "processors"), passed, strict=True))

@@ -26,10 +26,10 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "Nothing has labels. Inputs are of all tasks, or else as the row says. *validation* is the",
         "mean over tasks on validation inputs, on which one may choose; the rest is of test ones.",
         "*seconds* are those of everything that a row needs, on a machine that had other work to",
-        "do; *trained* are those of its trainings; *last* are those of adding the last of three or",
-        "more models where the others have been rooted and merged before. *barrier* is how far the",
-        "loss rises on the way from the root to a rooted model, as a share of the larger loss at",
-        "its ends.",
+        "do; *trained* are those of its trainings. Of more than two models, *processors* are the",
+        "seconds of processors of all, and *last* those of adding the last model where the others",
+        "have been rooted and merged before. *barrier* is how far the loss rises on the way from",
+        "the root to a rooted model, as a share of the larger loss at its ends.",
     ]
     for name, record in results.items():
         lines += ["", *table(name, record)]
@@ -40,7 +40,7 @@ def table(name: str, record: Mapping[str, Any]) -> list[str]:
     """Returns one data set's results as lines of Markdown."""
     groups = record["groups"]
     tasks = list(groups[0]["test"][0]["per_task"])
-    costs = ["seconds", "trained", *(["last"] if len(tasks) > 2 else [])]
+    costs = ["seconds", "trained", *(["processors", "last"] if len(tasks) > 2 else [])]
     head = ["model", "groups", *tasks, "mean", "joint", "validation", *costs, "barrier"]
     lines = [
         f"## {name}",

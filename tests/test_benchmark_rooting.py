@@ -144,11 +144,12 @@ def test_a_row_says_how_many_groups_have_it():
 
 def test_of_more_than_two_models_the_table_says_what_the_last_takes():
     rows = [{"name": "x", "per_task": dict.fromkeys("abc", 0.5), "mean": 0.5, "joint": None}]
-    made = {"x": {"seconds": 12.0, "last": 7.0, "training": 3.0, "barriers": []}}
+    notes = {"seconds": 12.0, "processors": 9.0, "last": 7.0, "training": 3.0, "barriers": []}
+    made = {"x": notes}
     groups = [{"test": rows, "validation": rows, "made": made}]
     *_, head, _, row = rooting_tables.table("d", {"samples": 8, "few": 4, "groups": groups})
-    assert head.endswith("| seconds | trained | last | barrier |")
-    assert row.endswith("| 12 | 3 | 7 |  |")
+    assert head.endswith("| seconds | trained | processors | last | barrier |")
+    assert row.endswith("| 12 | 3 | 9 | 7 |  |")
 
 
 @pytest.mark.parametrize(("home", "last"), [("a", 3.0), ("a merge", 106.0)])
@@ -156,14 +157,16 @@ def test_a_last_model_is_rooted_alone_where_the_root_stays(home, last):
     class Rooted(rooting_rows.Group):
         def root(self, position, root, budget, training):
             assert training == {"anchor": 0.0}
-            seconds = float(1 + position)
-            return f"{position} in {root}", {"seconds": seconds, "training": 0.5, "barriers": []}
+            spent = float(1 + position)
+            notes = {"seconds": 2 * spent, "processors": spent, "training": 0.5}
+            return f"{position} in {root}", {**notes, "barriers": []}
 
     group = Rooted([SimpleNamespace(reference=name) for name in "abc"], [], {}, 4, {}, None)
-    notes = {} if home == "a" else {"seconds": 100.0}
+    notes = {} if home == "a" else {"seconds": 200.0, "processors": 100.0}
     found, root, added = rooting_rows._siblings(
         group, lambda: (home, notes), rooting_rows.Budget(1), {"anchor": 0.0}
     )
     assert root == home
     assert found[-1] == f"2 in {home}"
     assert added["last"] == last
+    assert added["seconds"] == 2 * added["processors"]
