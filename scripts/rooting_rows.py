@@ -39,6 +39,7 @@ BESIDE_ROOT = (
     Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"}),
     Then("zipfit", "zipfit"),
 )
+FREE = {"anchor": 0.0}
 # Of the same, where nothing draws rooted models back to the root.
 WITHOUT_ANCHOR = (
     Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"}),
@@ -51,6 +52,7 @@ FROM_MERGE = (
     Then("ties", "ties"),
     Then("tsv", "tsv"),
     Then("iso_c", "iso_c"),
+    Then("iso_c, least-squares head", "iso_c", {"refit": "head"}),
     Then("wudi", "wudi"),
     Then("regmean", "regmean", {"alpha": 1.0}),
 )
@@ -211,8 +213,9 @@ def rows(group: Group, budgets: Sequence[Budget]) -> dict[str, Callable[[], Made
     for budget in budgets:
         roots: dict[str, tuple[Sequence[Then], Home, Mapping[str, Any]]] = {
             "the first": (BESIDE_ROOT, first, {}),
-            "the first without anchor": (WITHOUT_ANCHOR, first, {"anchor": 0.0}),
+            "the first without anchor": (WITHOUT_ANCHOR, first, FREE),
             "zipfit": (FROM_MERGE, partial(merged, budget.data), {}),
+            "zipfit without anchor": (WITHOUT_ANCHOR[-1:], partial(merged, budget.data), FREE),
         }
         for root, (thens, home, training) in roots.items():
             siblings = cache(partial(_siblings, group, home, budget, training))
