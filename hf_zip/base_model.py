@@ -45,28 +45,21 @@ def base_state(
     return found
 
 
-def compare_bases(
+def compare_own_bases(
     sources: Sequence[Source],
-    base: Source,
     own_bases: Sequence[Source | None],
     heads: Sequence[str],
     force: bool,
-    known: Mapping[str, Products] | None = None,
 ) -> Iterator[Finding]:
-    """Returns what is wrong, or worth knowing, between models and the base of each.
+    """Returns what is wrong, or worth knowing, between models and the bases of their own.
 
     Args:
         sources: The models, all of one class.
-        base: What those without a base of their own should have been fine-tuned from.
         own_bases: The bases of models' own; empty if none has any.
-        heads: See `compare_base`; so are the next.
+        heads: See `compare_base`; so is the next.
         force: See `refused`.
-        known: What `weight_products` found of all models and the base, where that is known.
     """
-    bases = own_bases or [None] * len(sources)
-    siblings = [i for i, own in enumerate(bases) if own is None]
-    yield from compare_base(sources, base, heads, force, known, siblings)
-    for source, own in zip(sources, bases, strict=True):
+    for source, own in zip(sources, own_bases, strict=False):
         if own is not None:
             yield from compare_base([source], own, heads, force)
 

@@ -65,6 +65,7 @@ class Requires:
         return replace(
             self,
             base=self.base or first.base,
+            own_bases=self.own_bases or first.own_bases,
             calibration=self.calibration or first.calibration,
             shared_init=self.shared_init or first.shared_init,
             canonical=bool(forms),

@@ -52,7 +52,7 @@ OwnBase = Annotated[
     typer.Option(
         metavar="TASK=MODEL",
         help="What the model of one --task was fine-tuned from, where that is not --base, for "
-        "transport; repeat for every such model.",
+        "transport and what begins with it; repeat for every such model.",
     ),
 ]
 Samples = Annotated[

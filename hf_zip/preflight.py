@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_zip.adapters import Adapter
-from hf_zip.base_model import base_state, compare_base, compare_bases
+from hf_zip.base_model import base_state, compare_base, compare_own_bases
 from hf_zip.checkpoint import check_finite
 from hf_zip.compatibility import (
     Finding,
@@ -133,17 +133,18 @@ def preflight(
         findings += _identical(sources)
         if needs_shared_init:
             findings += _initialisation(pairs, known.adapter, method or "this method", force)
+        compared = list(compare_own_bases(sources, own_bases, heads, force))
         if base is not None:
-            compared = (
-                list(compare_base(sources, base, heads, force, products, siblings=()))
-                if any_base
-                else list(compare_bases(sources, base, own_bases, heads, force, products))
-            )
-            findings += compared
-            if not any_base and not any(finding.level == "error" for finding in compared):
-                changes = task_vector_similarities(sources, before, known.adapter, products)
-                others = {s.name for s, own in zip(sources, own_bases, strict=False) if own}
-                changes = tuple(x for x in changes if others.isdisjoint((x.first, x.second)))
+            bases = own_bases or [None] * len(sources)
+            siblings = [i for i, own in enumerate(bases) if own is None and not any_base]
+            found = compare_base(sources, base, heads, force, products, siblings)
+            compared = [*found, *compared]
+        findings += compared
+        refused_base = any(finding.level == "error" for finding in compared)
+        if base is not None and not any_base and not refused_base:
+            changes = task_vector_similarities(sources, before, known.adapter, products)
+            others = {s.name for s, own in zip(sources, own_bases, strict=False) if own}
+            changes = tuple(x for x in changes if others.isdisjoint((x.first, x.second)))
 
     errors = [finding.message for finding in findings if finding.level == "error"]
     if errors:

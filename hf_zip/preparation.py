@@ -139,7 +139,7 @@ def prepare(
     else:
         *models, base = in_one_vocabulary((*sources, base))
         sources = tuple(models)
-        in_one_vocabulary((sources[0], *{id(own): own for own in own_bases if own}.values()))
+    in_one_vocabulary((sources[0], *{id(own): own for own in own_bases if own}.values()))
     trunks = trunks_of(sources)
     if known.adapter is not None:
         if method.requires.plain_scores:

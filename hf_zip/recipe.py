@@ -66,7 +66,7 @@ class ModelSpec:
         calibration: Unlabelled inputs of this model's own, such as those of its task, for methods
             that run each model by itself; left out, it is run on the shared ones.
         base_model: What this model was fine-tuned from, where that is not the recipe's
-            `base_model`, for `transport`.
+            `base_model`, for `transport` and what begins with it.
     """
 
     model: str

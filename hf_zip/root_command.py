@@ -17,6 +17,10 @@ def root(
         list[str], typer.Option("--data", help="Unlabelled inputs, as in --calibration; repeat.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    own_base: Annotated[
+        str | None,
+        typer.Option("--own-base", help="What the model was fine-tuned from; see start=transport."),
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Inputs in all.")] = None,
     seed: Annotated[int, typer.Option(help="Decides inputs and batches.")] = 0,
     assignments: Annotated[
@@ -44,6 +48,7 @@ def root(
         given,
         out,
         parameters=parameters,
+        own_base=own_base,
         seed=seed,
         force=force,
         allow_pickle=allow_pickle,

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedModel
 
-from hf_zip.base_model import base_state
+from hf_zip.base_model import base_state, compare_own_bases
 from hf_zip.calibration import from_memory, load_inputs
 from hf_zip.collect import make_accelerator
 from hf_zip.compatibility import compare_configs, differing_shapes, has_tokenizer
@@ -50,6 +50,7 @@ class RootingReport:
         architecture: Class of the rooted model.
         model: What it learnt from.
         root: Where it began.
+        own_base: What the model was fine-tuned from, if it began as its transport.
         parameters: How it was rooted, every default written out.
         data: Where the inputs come from, as they describe themselves.
         seed: What decided the inputs and batches.
@@ -62,6 +63,7 @@ class RootingReport:
     architecture: str
     model: SourceRecord
     root: SourceRecord
+    own_base: SourceRecord | None
     parameters: Mapping[str, Any]
     data: Mapping[str, Any]
     seed: int
@@ -110,6 +112,7 @@ def root(
     out: str | Path | None = None,
     *,
     parameters: Mapping[str, Any] | None = None,
+    own_base: str | Path | PreTrainedModel | None = None,
     processor: Any = None,
     seed: int = 0,
     force: bool = False,
@@ -126,6 +129,7 @@ def root(
         out: Folder to write to. Checkpoints lie beside it until it is written, unless the
             parameters name another folder for them.
         parameters: How to root, see `hf_zip.rooting.options.RootingOptions`.
+        own_base: What the model was fine-tuned from, likewise, with `start: transport`.
         processor: Image processor or tokenizer of models in memory.
         seed: Decides the inputs and batches.
         force: Go on despite differences that may be forced.
@@ -140,6 +144,7 @@ def root(
         >>> hf_zip.root("b", "a", "images", out="b_in_a")  # doctest: +SKIP
     """
     options: RootingOptions = build(RootingOptions, parameters or {}, "parameters")
+    _check_start(options, own_base)
     kept = None
     if out is not None:
         check_replaceable(Path(out))
@@ -147,15 +152,23 @@ def root(
             kept = Path(f"{Path(out)}.checkpoints")
             options = replace(options, training=replace(options.training, checkpoints=str(kept)))
     accelerator, started = make_accelerator(), time.perf_counter()
-    origin, source = (
+    origin, source, *others = (
         from_model(given, None, name, processor)
         if isinstance(given, PreTrainedModel)
         else load_source(str(given), allow_pickle=allow_pickle)
-        for given, name in ((root, "root"), (model, "model"))
+        for given, name in ((root, "root"), (model, "model"), (own_base, "own_base"))
+        if given is not None
     )
-    _check(source, origin, force)
-    origin, source = in_one_vocabulary((origin, source))
+    heads = task_heads(source.model)
+    _check(source, origin, others, heads, force)
+    origin, source, *others = in_one_vocabulary((origin, source, *others))
     config = _config_of_root(source, origin)  # before inputs are drawn, which may take long
+    if config and others:
+        raise HfZipError(
+            f"start is 'transport', but {source.reference!r} and its root {origin.reference!r} "
+            f"differ in {', '.join(config)}, and only to models of the same shape can something be "
+            "brought; leave start out"
+        )
     spec, inputs = CalibrationSpec(), data
     if isinstance(data, str | Path):
         data = {"data": str(data)}
@@ -167,7 +180,7 @@ def root(
         inputs = from_memory(data, reader_of(source, spec.max_length))
     found = root_model(
         source.model,
-        base_state(source.model, origin.model, task_heads(source.model)),
+        base_state(source.model, origin.model, heads),
         inputs,
         options,
         spec.batch_size,
@@ -177,6 +190,7 @@ def root(
         "rooting",
         progress,
         config=config,
+        own_base=next((base_state(source.model, own.model, heads) for own in others), None),
     )
     if kept is not None:  # the same run without a folder of its own has the same report
         options = replace(options, training=replace(options.training, checkpoints=None))
@@ -184,6 +198,7 @@ def root(
         architecture=type(found.model).__name__,
         model=SourceRecord.of(source),
         root=SourceRecord.of(origin),
+        own_base=next(map(SourceRecord.of, others), None),
         parameters=plain(options),
         data=inputs.description,
         seed=seed,
@@ -207,7 +222,8 @@ def rooting_card(report: RootingReport) -> str:
     Args:
         report: What is known about it; local paths are reduced to their last parts.
     """
-    models = list(dict.fromkeys(filter(None, map(hub_id, (report.root, report.model)))))
+    known = filter(None, (report.root, report.model, report.own_base))
+    models = list(dict.fromkeys(filter(None, map(hub_id, known))))
     data = ModelCardData(
         base_model=models or None,
         base_model_relation="finetune",
@@ -233,7 +249,23 @@ def rooting_card(report: RootingReport) -> str:
     )
 
 
-def _check(source: Source, origin: Source, force: bool) -> None:
+def _check_start(options: RootingOptions, own_base: Any) -> None:
+    """Checks that there is a base of the model's own where, and only where, it is of use."""
+    if options.start == "transport" and own_base is None:
+        raise HfZipError(
+            "start is 'transport', which takes what the model was fine-tuned from; give own_base "
+            "(--own-base), or leave start out"
+        )
+    if options.start != "transport" and own_base is not None:
+        raise HfZipError(
+            f"own_base is given, but start is {options.start!r}, which does not use it; set "
+            "start: transport, or leave own_base out"
+        )
+
+
+def _check(
+    source: Source, origin: Source, own_bases: Sequence[Source], heads: Sequence[str], force: bool
+) -> None:
     """Checks that a model and its root are of one family and read inputs alike."""
     kinds = [type(own.model.config).__name__ for own in (source, origin)]
     if kinds[0] != kinds[1]:
@@ -244,6 +276,7 @@ def _check(source: Source, origin: Source, force: bool) -> None:
     findings = list(compare_configs(source, origin, force))
     if has_tokenizer(source) and has_tokenizer(origin):
         findings += compare_tokenizers(source, origin, force)
+    findings += compare_own_bases((source,), own_bases, heads, force)
     for finding in findings:
         if finding.level == "error":
             raise HfZipError(finding.message)

@@ -6,8 +6,9 @@ The images are scikit-learn's handwritten digits, so nothing is downloaded. Pret
 ViTs that learnt all ten digits, each from a seed of its own. Every second one is fine-tuned on the
 same digits with inverted greys, and on digits turned by 90 degrees, and what it learnt is brought
 to the one before it. The factor of the task vector is chosen on validation images, one for each row
-of the table, by the mean over pairs and tasks; the table has test images. Results are kept in
-`transport.json`, and `transport.md` is made from it.
+of the table, by the mean over pairs and tasks; the table has test images. Rootings in the other
+base follow, for few steps, that begin as it is or with the task vector brought there. Results are
+kept in `transport.json`, and `transport.md` is made from it.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from benchmarking import write_results
@@ -28,18 +29,21 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 from training import add_setting, fit, read_setting
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
 from hf_zip.adapters import adapter_for
 from hf_zip.collect import make_accelerator
 from hf_zip.match import Matching
 from hf_zip.refit.head import refit_heads, trunk_of, with_trunk
 from hf_zip.report import versions
+from hf_zip.rooting.options import RootingOptions, RootTraining
+from hf_zip.rooting.root import root_model
 from hf_zip.tables import percent
 from hf_zip.transport import Alignment, bring, in_form, pretrained
 
 RESULTS = "transport"
 FACTORS = (0.25, 0.5, 1.0, 1.5)
+STEPS = (0, 25, 100)  # of rootings
 SAMPLES = 512  # of a task's training images, without labels
 SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
 HEADS = {
@@ -62,6 +66,10 @@ WAYS: dict[str, tuple[Alignment, bool, Matching | None]] = {
     "permute": ("permute", False, None),
     "rotate": ("rotate", False, None),
     "rotate, rescaled": ("rotate", True, None),
+}
+STARTS: dict[Literal["root", "transport"], str] = {
+    "root": "rooted from the base",
+    "transport": "rooted from the task vector brought there",
 }
 Part = tuple[Tensor, Tensor]
 Cell = Mapping[str, Any]
@@ -130,6 +138,9 @@ def measure_pair(pair: int, setting: Setting) -> Iterator[dict[str, Any]]:
         for found in brought(target, own, tuned, parts["train"][0][:SAMPLES]):
             named = {"way": found.way, "head": found.head, "factor": found.factor}
             yield {"pair": pair, "task": task, **named, **scores(found.model, parts)}
+        for (way, steps), model in rooted(target, own, tuned, parts["train"][0][:SAMPLES]):
+            named = {"way": way, "steps": steps}
+            yield {"pair": pair, "task": task, **named, **scores(model, parts)}
         print(f"pair {pair}, {task}: done", flush=True)
 
 
@@ -192,6 +203,38 @@ def brought(
             }
             for head, model in heads.items():
                 yield Found(model, name, head, factor)
+
+
+def rooted(
+    target: ViTForImageClassification,
+    own: ViTForImageClassification,
+    tuned: ViTForImageClassification,
+    pixels: Tensor,
+) -> Iterator[tuple[tuple[str, int], PreTrainedModel]]:
+    """Yields a fine-tune rooted in another base, from both starts, with every number of steps.
+
+    Args:
+        target: The other base.
+        own: The base that it was fine-tuned from.
+        tuned: The fine-tune.
+        pixels: Images of its task, without labels.
+    """
+    table, inputs = adapter_for("vit"), [{"pixel_values": image} for image in pixels]
+    for start, name in STARTS.items():
+        for steps in STEPS:
+            training = RootTraining(steps=steps, learning_rate=1e-3)
+            found = root_model(
+                tuned,
+                trunk_of(target, table),
+                inputs,
+                RootingOptions(start=start, training=training),
+                256,
+                make_accelerator(),
+                table,
+                progress=False,
+                own_base=trunk_of(own, table),
+            )
+            yield (name, steps), found.model
 
 
 def digits() -> dict[str, Part]:
@@ -263,6 +306,10 @@ def report(record: Mapping[str, Any]) -> list[str]:
             own = [{"way": way, "head": head, "factor": factor} for factor in FACTORS]
             best = max(own, key=lambda chosen: _mean(cells, chosen, "validation"))
             rows.append(_row(cells, best, [way, meaning, f"{best['factor']:g}"]))
+    for name in STARTS.values():
+        for steps in STEPS:
+            cell = {"way": name, "steps": steps}
+            rows.append(_row(cells, cell, [f"{name}, {steps} steps", "fitted, then trained", ""]))
     return [
         "# What is kept of a fine-tune on another base?",
         "",

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import benchmark_transport
-from benchmark_transport import FACTORS, HEADS, PARENTS, TASKS, WAYS, digits, report
+from benchmark_transport import FACTORS, HEADS, PARENTS, STARTS, TASKS, WAYS, digits, report
 
 
 def cell(way, task, test, **more):
@@ -25,10 +25,16 @@ def test_the_factor_is_chosen_on_validation_images():
                 if factor == 1.0:  # the best on validation, the worst on test images
                     found = [{**own, "validation": 0.9, "test": 0.05} for own in found]
                 cells += found
+    for way in STARTS.values():
+        for steps in benchmark_transport.STEPS:
+            cells += [cell(way, task, steps / 1000, steps=steps) for task in TASKS]
     lines = report({"cells": cells, "command": "x", "pairs": 1, "seconds": 1.0})
     rows = [line for line in lines if line.startswith("| rotate |")]
     assert rows == [f"| rotate | {HEADS[head]} | 1 | 5.0 | 5.0 | 5.0 |" for head in HEADS]
     assert sum(line.startswith("| none |") for line in lines) == 5
+    for way in STARTS.values():
+        wanted = f"| {way}, 25 steps | fitted, then trained |  | 2.5 | 2.5 | 2.5 |"
+        assert wanted in lines
 
 
 def test_the_splits_share_no_digit():
@@ -42,6 +48,7 @@ def test_the_splits_share_no_digit():
 def test_the_benchmark_writes_every_cell(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_transport, "FACTORS", (1.0,))
     monkeypatch.setattr(benchmark_transport, "SAMPLES", 32)
+    monkeypatch.setattr(benchmark_transport, "STEPS", (0, 1))
     line = [
         "--pairs",
         "1",
@@ -57,7 +64,9 @@ def test_the_benchmark_writes_every_cell(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", *line, "--heads", "2", "--out", str(tmp_path)])
     benchmark_transport.main()
     record = json.loads((tmp_path / "transport.json").read_text())
-    cells = [own for own in record["cells"] if own["way"] not in PARENTS]
+    rooted = [own for own in record["cells"] if own["way"] in STARTS.values()]
+    assert len(rooted) == len(TASKS) * len(STARTS) * 2
+    cells = [own for own in record["cells"] if own["way"] in WAYS]
     assert len(cells) == len(TASKS) * len(WAYS) * len(HEADS) * 2
     assert all(0 <= own["test"] <= 1 for own in cells)
     base = {own["task"]: own["test"] for own in record["cells"] if own["way"] == PARENTS[1]}

@@ -102,8 +102,10 @@ class RootingMergeOptions(RootingOptions):
     def needs(self, requires: Requires) -> Requires:
         """Returns what is needed with these options.
 
-        A base, if it is the root, of any weights; and models of the form that `then` needs.
+        A base, if it is the root, of any weights; the bases that task vectors are brought from; and
+        models of the form that `then` needs.
         """
+        requires = replace(requires, own_bases=self.start == "transport")
         if self.then == _OF_ANY:
             requires = requires.after(method_named(self.then).requires)
         return replace(requires, base=True, any_base=True) if self.root == "base" else requires
@@ -126,23 +128,25 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     method, models = method_named(options.then), inputs.runtime.models
     _, trunks = split_heads(inputs, inputs.states)
     root = _root(inputs, options, trunks)
+    elsewhere = [
+        position != options.root and (bool(root.config) or not _is_sibling(root.trunk, trunk))
+        for position, trunk in enumerate(trunks)
+    ]
+    if options.start == "transport":
+        _check_own_bases(inputs, elsewhere, root)
     found: list[Rooted | None] = []
     for position, model in enumerate(models):
-        if position == options.root or (
-            not root.config and _is_sibling(root.trunk, trunks[position])
-        ):
-            found.append(None)
-        else:
-            found.append(_rooted(inputs, options, position, root))
+        brought = _rooted(inputs, options, position, root) if elsewhere[position] else None
+        found.append(brought)
         model.cpu()
-    brought = tuple(own.model if own else m for own, m in zip(found, models, strict=True))
+    alike = tuple(own.model if own else m for own, m in zip(found, models, strict=True))
     own = build(method.options, options.then_parameters, "parameters.then_parameters")
     siblings = replace(
         inputs,
-        states=tuple(learned(model) for model in brought),
-        groups=support(brought[0]).groups if root.config else inputs.groups,
+        states=tuple(learned(model) for model in alike),
+        groups=support(alike[0]).groups if root.config else inputs.groups,
         base=root.trunk if method.needs_base(own) else None,
-        runtime=replace(inputs.runtime, models=brought, whole=()),
+        runtime=replace(inputs.runtime, models=alike, whole=()),
     )
     merged = run_nested(method, siblings, own)
     rooted = {position: own for position, own in enumerate(found) if own is not None}
@@ -220,7 +224,24 @@ def _rooted(
         runtime.progress,
         root.heads[position] if root.heads else None,
         root.config,
+        inputs.own_bases[position] if inputs.own_bases else None,
     )
+
+
+def _check_own_bases(inputs: MergeInputs, elsewhere: Sequence[bool], root: "_Root") -> None:
+    """Checks, before anything is trained, that models can begin as their transports."""
+    if root.config:
+        raise HfZipError(
+            f"start is 'transport', but the root has {', '.join(root.config)} of its own, and only "
+            "to models of the same shape can something be brought; leave start or root out"
+        )
+    bases = inputs.own_bases or (None,) * len(elsewhere)
+    lacking = [k for k, own in enumerate(bases) if own is None and elsewhere[k]]
+    if lacking:
+        raise HfZipError(
+            f"start is 'transport', but models.{lacking[0]} has no base_model of its own, so what "
+            "it learnt there is not known; name it (--own-base), or leave start out"
+        )
 
 
 def _trained_further(

@@ -67,13 +67,17 @@ class RootingOptions(LessonOptions):
     """How a copy of the root learns what a model does: see also `LessonOptions`.
 
     Args:
+        start: What the copy begins as: "root", the root; "transport", the root with what the model
+            was fine-tuned to do beyond its own base, brought there by `hf_zip.transport`, its
+            features reordered.
         tolerance: Loss barrier on the way from the root to the rooted model above which there is a
             warning, as a share of the larger loss at the two ends.
         lora_rank: Rank of LoRA adapters, by which alone the linear layers of the trunk are trained
-            then; all else but the head stays the root's. 0 trains all.
+            then; all else but the head stays as it begins. 0 trains all.
         training: How to train, see `hf_zip.training.options`.
     """
 
+    start: Literal["root", "transport"] = "root"
     tolerance: float = 0.1
     lora_rank: int = 0
     training: RootTraining = field(default=RootTraining())

@@ -14,14 +14,14 @@ from hf_zip.adapters import Adapter
 from hf_zip.align import State
 from hf_zip.collect import check_inputs
 from hf_zip.errors import HfZipError
-from hf_zip.groups import head_names
 from hf_zip.learned import learned
-from hf_zip.refit.head import refit_heads, with_trunk
+from hf_zip.refit.head import with_trunk
 from hf_zip.refit.reconfigured import reconfigured
 from hf_zip.rooting.barrier import loss_barrier
 from hf_zip.rooting.lesson import identity_of_lessons, losses, plan_lesson
 from hf_zip.rooting.lora import add_lora, fold_lora
 from hf_zip.rooting.options import RootingOptions
+from hf_zip.rooting.start import fitted_head, transported_start
 from hf_zip.rooting.student import compute_activations_again, make_student
 from hf_zip.training.learner import Learner
 from hf_zip.training.trained import Trained
@@ -59,14 +59,15 @@ def root_model(
     progress: bool = True,
     head: State | None = None,
     config: Mapping[str, Any] | None = None,
+    own_base: State | None = None,
 ) -> Rooted:
     """Returns a copy of a root that was trained to do what a model does, on unlabelled inputs.
 
     It begins with the root's parameters and a head that is given or, where the family's table names
-    it, fitted to the model's logits on the root's features, else with the model's own. It
-    learns the model's answers, and features from which maps that stay as they are fitted at the
-    start give the model's. The anchor of the training keeps it near the root. Nothing is dropped
-    out.
+    it, fitted to the model's logits on the root's features, else with the model's own; or, as the
+    options say, with what the model was fine-tuned to do brought to the root. It learns the model's
+    answers, and features from which maps that stay as they are fitted at the start give the
+    model's. The anchor of the training keeps it near its start. Nothing is dropped out.
 
     Args:
         model: The model to learn from; it is left unchanged.
@@ -82,9 +83,12 @@ def root_model(
         progress: Show progress bars, on the main process.
         head: The head that reads the root's features, where it is known.
         config: Entries of the root's config that differ from the model's.
+        own_base: What the model was fine-tuned from, likewise, where the copy begins as its
+            transport; there is no `head` then.
 
     Raises:
-        HfZipError: There are no inputs, the models cannot be compared, or the training fails.
+        HfZipError: There are no inputs, the models cannot be compared, the training fails, or what
+            the copy should begin as is not known.
 
     Source: GAN Cocktail (https://arxiv.org/abs/2106.03847), section 3.1, for generators; features
     as by FitNets (https://arxiv.org/abs/1412.6550), answers as by distillation
@@ -97,9 +101,14 @@ def root_model(
     teacher = model.to(device).eval()
     like = reconfigured(teacher, config) if config else teacher
     _check_shapes(like, root)
-    if head is None:
-        head = _fitted_head(teacher, like, root, inputs, adapter, options.penalty, running)
-    student = make_student(like, {**root, **head})
+    begin = root
+    if options.start == "transport":
+        given = (teacher, root, own_base, inputs, adapter, options.penalty, running)
+        begin, head = transported_start(*given)
+        teacher.to(device)
+    elif head is None:
+        head = fitted_head(teacher, root, inputs, adapter, options.penalty, running, like)
+    student = make_student(like, {**begin, **head})
     lesson = plan_lesson(student, teacher, inputs, options, *running)
 
     def loss(own: Any, batch: Mapping[str, Any]) -> Tensor:
@@ -115,7 +124,7 @@ def root_model(
         inputs,
         options.training,
         seed,
-        identity={**known, "lora_rank": options.lora_rank},
+        identity={**known, "lora_rank": options.lora_rank, "start": options.start},
         description=name,
         progress=progress,
     )
@@ -149,19 +158,3 @@ def _check_shapes(model: PreTrainedModel, root: State) -> None:
             f"{tuple(root[name].shape)} and {tuple(model.get_parameter(name).shape)}; a model can "
             "only be rooted in one of its own shape"
         )
-
-
-def _fitted_head(
-    model: PreTrainedModel,
-    like: PreTrainedModel,
-    root: State,
-    inputs: Any,
-    adapter: Adapter | None,
-    penalty: float,
-    running: tuple[int, Accelerator, bool],
-) -> State:
-    """A head that gives the model's logits on the root's features; nothing if none is known."""
-    if adapter is None or not head_names(model, adapter):
-        return {}
-    (head,) = refit_heads(root, [model], adapter, inputs, penalty, *running, like=like)
-    return head
