@@ -93,6 +93,25 @@ def stack_heads(merged: Merged, tasks: Sequence[Task]) -> dict[str, Tensor]:
     return {name: torch.stack(rows) for name, rows in stacked.items()}
 
 
+def stack_own_heads(merged: Merged, tasks: Sequence[Task]) -> dict[str, Tensor]:
+    """Returns the same with the rows of each source's own, `[sources, rows, ...]`.
+
+    Args:
+        merged: The result of a method.
+        tasks: The tasks; a row of one that a source has not is as in `stack_heads`.
+    """
+    stacked = stack_heads(merged, tasks)
+    count = len(merged.heads)
+    found = {name: torch.stack([tensor] * count) for name, tensor in stacked.items()}
+    for task in tasks:
+        for member, rows in zip(task.members, task.rows, strict=True):
+            for place, row in enumerate(rows, start=task.start):
+                if row is not None:
+                    for name, own in merged.heads[member].items():
+                        found[name][member, place] = own[row]
+    return found
+
+
 def task_model(model: PreTrainedModel, task: str) -> PreTrainedModel:
     """Returns a single-task model: the merged trunk with the rows of one task.
 

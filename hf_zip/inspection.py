@@ -20,6 +20,7 @@ from hf_zip.modeling import (
     HfZipMultiHeadModel,
     HfZipRoutedModel,
 )
+from hf_zip.modeling.modeling_hf_zip_routed import tensor_of
 from hf_zip.preflight import preflight, render
 from hf_zip.recipe import ModelSpec
 from hf_zip.sources import Source, load_sources
@@ -134,14 +135,20 @@ def _masked_lines(folder: str, model: HfZipMaskedModel) -> list[str]:
 
 def _routed_lines(folder: str, model: HfZipRoutedModel) -> list[str]:
     config = model.config
-    kept = sum(map(parameters, ([model.left], [model.right], [model.whole])))
+    added = sum(map(parameters, ([model.left], [model.right], [model.whole])))
+    replaced = sum(tensor_of(model.shared, name).numel() for name in config.separate)
+    count = len(config.members)
+    each = f"{amount(added // count)} parameters, at {config.rank:g} of the rank,"
+    shared = _size(model.shared)
+    if not config.expert:  # what replaces is as large in each, and the first one's is inside
+        shared = f"{amount(parameters([model.shared]) - replaced)} parameters, with all heads"
+        each = f"{amount(replaced)} parameters,"
     lines = [
         f"{folder}: {type(model).__name__}, {_size(model)}",
         f"    a merge by {method_of_merge(config)} with weights for every task",
-        f"    shared: a {type(model.shared).__name__}, {_size(model.shared)}",
-        f"    of each of {len(config.members)} models: {amount(kept // len(config.members))} "
-        f"parameters, at {config.rank:g} of the rank, chosen for an input by {config.routing} "
-        f"routing on {config.features} features",
+        f"    shared: a {type(model.shared).__name__}, {shared}",
+        f"    of each of {count} models: {each} chosen for an input by {config.routing} routing on "
+        f"{config.features} features of {config.reads}",
     ]
     return [*lines, *tree(sources_of_merge(config), "    "), *_stacked_tasks(config)]
 

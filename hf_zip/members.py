@@ -15,13 +15,15 @@ from hf_zip.assemble import (
     merge_record,
     native_values,
     set_labels,
+    stack_own_heads,
     task_model,
 )
 from hf_zip.errors import HfZipError, unknown
 from hf_zip.headless import base_of, heads_apart
+from hf_zip.kinds import Kind
 from hf_zip.learned import counters, stored
 from hf_zip.lineage import CONFIG_KEY
-from hf_zip.method import Masked, Merged, Mixture
+from hf_zip.method import Masked, Merged, Routed
 from hf_zip.modeling import (
     HfZipMaskedConfig,
     HfZipMaskedModel,
@@ -32,10 +34,12 @@ from hf_zip.modeling import (
     HfZipRoutedModel,
     HfZipStackedModel,
 )
+from hf_zip.modeling.modeling_hf_zip_routed import tensor_of
 from hf_zip.sources import Source
 from hf_zip.tasks import Task
 
 T = TypeVar("T", bound=HfZipStackedModel)
+_CHOICES: tuple[Kind, ...] = ("classification", "token-classification")  # one label of several
 
 
 def assemble_kept(
@@ -56,9 +60,9 @@ def assemble_kept(
     """
     if isinstance(merged.kept, Masked):
         return _masked(merged.kept, sources, tasks, record, dtype)
-    if isinstance(merged.kept, Mixture):
-        return _mixture(merged, merged.kept, sources, tasks, record, dtype)
-    return _routed(merged, merged.kept, sources, tasks, record, dtype)
+    if isinstance(merged.kept, Routed):
+        return _routed(merged, merged.kept, sources, tasks, record, dtype)
+    return _mixture(merged, merged.kept, sources, tasks, record, dtype)
 
 
 def native_of_task(model: HfZipMembersModel, task: str) -> PreTrainedModel:
@@ -100,38 +104,52 @@ def single_task(model: HfZipRoutedModel, task: str) -> PreTrainedModel:
         task: Name of the task.
 
     Raises:
-        HfZipError: The model is not a merge or has no such task.
+        HfZipError: The model is not a merge or has no such task, or a router chooses one of several
+            sources that answer it.
     """
     merge_record(model.config)
     if task not in model.task_names:
         raise unknown("task", task, model.task_names)
+    count = len(model.task_entry(task)["members"])
+    if count > 1 and model.config.routing == "top":
+        raise HfZipError(
+            f"task {task!r} is answered by the likeliest of {count} models, for each input, so no "
+            f"native model answers it; use the merge with task={task!r}, or routing: soft"
+        )
     native = copy.deepcopy(model.shared)
     with torch.no_grad():
         for name, tensor in model.parameters_for(model.weights_of(task)[0]).items():
-            native.get_parameter(name).copy_(tensor)
+            tensor_of(native, name).copy_(tensor)
     return task_model(native, task)
 
 
 def _routed(
     merged: Merged,
-    kept: Any,
+    kept: Routed,
     sources: Sequence[Source],
     tasks: Sequence[Task],
     record: Mapping[str, Any],
     dtype: torch.dtype,
 ) -> HfZipRoutedModel:
-    """Returns a model with the heads of all sources, which adds to what they share."""
+    """Returns a model with the heads of all sources, which adds to or replaces what they share."""
     native = assemble(merged, sources[0].model, tasks, {}, sources[0].model.dtype)
+    separate = dict(kept.separate)
+    if separate and any(len(task.members) > 1 for task in tasks):
+        for name, own in stack_own_heads(merged, tasks).items():
+            tensor_of(native, name).data.copy_(own[0])
+            separate[name] = own[1:]
     config = HfZipRoutedConfig(
         **_entries(native, sources, tasks),
-        head=kept.head,
+        reads=kept.reads,
         features=kept.weight.shape[1],
         expert=[*kept.left, *kept.whole],
         rank=kept.rank,
+        separate=[*separate],
         routing=kept.routing,
+        selects=kept.selects and len(tasks) > 1 and all(task.kind in _CHOICES for task in tasks),
         dtype=dtype,
     )
-    state = dict[str, Tensor]()
+    state = {f"separate.{name}": tensor for name, tensor in separate.items()}
     for place in ("left", "right", "whole"):
         state |= {f"{place}.{name}": x for name, x in getattr(kept, place).items()}
     state |= {"router.weight": kept.weight, "router.bias": kept.bias}
@@ -141,7 +159,7 @@ def _routed(
 
 def _mixture(
     merged: Merged,
-    kept: Mixture,
+    kept: Any,
     sources: Sequence[Source],
     tasks: Sequence[Task],
     record: Mapping[str, Any],

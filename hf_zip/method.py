@@ -220,28 +220,33 @@ class Masked:
 
 @dataclass(frozen=True)
 class Routed:
-    """What each model is beside what all share, as thin matrices, and what tells whose an input is.
+    """What each model is beside what all share, and what tells whose an input is.
 
     Args:
+        weight: Of the router, a row for every model.
+        bias: The same.
+        reads: Name of the module whose input the router reads.
+        routing: See `HfZipRoutedConfig`.
         left: Of each parameter that is cut to a rank the thin matrices of all models that give its
             rows, by name; with those on the right they are added to what is shared.
         right: Those that give its columns.
         whole: The same of parameters that are not cut, `[models, ...]`.
-        weight: Of the router, a row for every model.
-        bias: The same.
-        head: Name of the layer whose input the router reads.
         rank: Share of the directions of a matrix that are kept.
-        routing: See `HfZipRoutedConfig`.
+        separate: What takes the place of what is shared, of all models but the first, whose own
+            that is: `[models - 1, ...]`, by name.
+        selects: See `HfZipRoutedConfig`; for tasks that allow it.
     """
 
-    left: State
-    right: State
-    whole: State
     weight: Tensor
     bias: Tensor
-    head: str
-    rank: float
+    reads: str
     routing: str
+    left: State = field(default_factory=dict)
+    right: State = field(default_factory=dict)
+    whole: State = field(default_factory=dict)
+    rank: float = 1.0
+    separate: State = field(default_factory=dict)
+    selects: bool = False
 
 
 @dataclass(frozen=True)

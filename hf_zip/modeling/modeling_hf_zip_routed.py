@@ -1,7 +1,9 @@
-"""A shared model, and of every source thin matrices that are added for the inputs of its task."""
+"""A shared model, and what of every source is added or takes its place for an input of its task."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,13 +13,64 @@ from torch.func import functional_call
 from .configuration_hf_zip_routed import HfZipRoutedConfig
 from .modeling_hf_zip_tasks import HfZipStackedModel, NamedTensors
 
+# Not an attribute of the model, which several threads may run.
+_READING: ContextVar[object] = ContextVar("hf_zip_reading", default=None)
+
+
+class _Reached(Exception):  # noqa: N818 - no error: what comes after need not run
+    """What a router reads is there."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        super().__init__()
+        self.features = features
+
+
+def features_of(model: nn.Module, place: str, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Returns what goes into a module, `[inputs, features]`, in the mean over an input's tokens.
+
+    What comes after the module's input does not run. Padding does not count.
+
+    Args:
+        model: The model.
+        place: Name of the module.
+        inputs: What the model takes.
+
+    Raises:
+        ValueError: The forward never reaches the module.
+    """
+    mine = object()
+
+    def stop(_: nn.Module, given: Any, named: Mapping[str, Any]) -> None:
+        if _READING.get() is mine:
+            raise _Reached(given[0] if given else next(iter(named.values())))
+
+    handle = model.get_submodule(place).register_forward_pre_hook(stop, with_kwargs=True)
+    token = _READING.set(mine)
+    try:
+        model(**inputs)
+    except _Reached as reached:
+        features = reached.features
+    else:
+        raise ValueError(f"the forward of {type(model).__name__} never reached {place!r}")
+    finally:
+        _READING.reset(token)
+        handle.remove()
+    if features.dim() < 3:
+        return features
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.shape != features.shape[:2]:
+        return features.mean(dim=1)
+    counted = mask.to(features)
+    return (counted.unsqueeze(-1) * features).sum(dim=1) / counted.sum(dim=1, keepdim=True)
+
 
 class HfZipRoutedModel(HfZipStackedModel):
-    """Classifies by shared weights, to which is added what a router finds to suit each input.
+    """Classifies by shared weights, and what a router finds to suit each input.
 
-    The shared model runs first, and the router reads what goes into its head. Inputs that it weighs
-    alike then run together, with the weights that are made for them. Where the task is known, the
-    router is not asked.
+    What each source knows beside them is added, as thin matrices, or in their place, as it was in
+    the source. The shared model runs first, as far as to what the router reads. Inputs that it
+    weighs alike then run together, with the weights that are made for them. Where the task is
+    known, the router is not asked, but to choose one of several sources of the task.
 
     Args:
         config: Its configuration.
@@ -44,8 +97,12 @@ class HfZipRoutedModel(HfZipStackedModel):
                     lambda shape, two: None if two else shape,
                 )
             )
+            separate = {
+                name: nn.Parameter(torch.empty(count - 1, *tensor_of(self.shared, name).shape))
+                for name in config.separate
+            }
         self.left, self.right = NamedTensors(left), NamedTensors(right)
-        self.whole = NamedTensors(whole)
+        self.whole, self.separate = NamedTensors(whole), NamedTensors(separate)
         self.post_init()
         self.requires_grad_(False)
 
@@ -58,29 +115,38 @@ class HfZipRoutedModel(HfZipStackedModel):
             inputs: What the shared model takes.
             task: Whose weights to take, where it is known; left out, the router is asked.
         """
-        known = None if task is None else self.weights_of(task)
-        count = len(inputs[self.main_input_name])
-        weights = self.route(inputs) if known is None else known.expand(count, -1)
-        return self._logits(inputs, weights), weights
+        members: list[int] | None = None if task is None else self.task_entry(task)["members"]
+        if task and members and (len(members) == 1 or self.config.routing == "soft"):
+            count = len(inputs[self.main_input_name])
+            weights = self.weights_of(task).expand(count, -1)
+            return self._logits(inputs, weights), weights
+        scores = self.scores(inputs)
+        weights = self.shares(scores, members)
+        logits = self._logits(inputs, weights)
+        if task is None and self.config.selects:
+            logits = self._selected(logits, scores)
+        return logits, weights
 
-    def route(self, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Returns the share of each source in the weights for each input, `[inputs, sources]`.
+    def scores(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Returns how likely an input is of each source's task, `[inputs, sources]`, as logits.
 
         Args:
             inputs: What the shared model takes.
         """
-        seen: list[torch.Tensor] = []
-        head = self.shared.get_submodule(self.config.head)
-        handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        try:
-            self.shared(**inputs)
-        finally:
-            handle.remove()
-        scores = self.router(seen[-1]).float()
-        if scores.dim() == 3:  # of every token: padding says nothing of an input
-            mask = inputs.get("attention_mask")
-            counted = torch.ones_like(scores[..., 0]) if mask is None else mask.to(scores)
-            scores = (counted.unsqueeze(-1) * scores).sum(dim=1) / counted.sum(dim=1, keepdim=True)
+        scores: torch.Tensor = self.router(features_of(self.shared, self.config.reads, inputs))
+        return scores.float()
+
+    def shares(self, scores: torch.Tensor, members: list[int] | None = None) -> torch.Tensor:
+        """Returns the share of each source in the weights for each input, `[inputs, sources]`.
+
+        Args:
+            scores: What the router says of the inputs.
+            members: The sources to choose from; left out, all.
+        """
+        if members is not None:
+            others = torch.ones(scores.shape[-1], dtype=torch.bool, device=scores.device)
+            others[members] = False
+            scores = scores.masked_fill(others, -torch.inf)
         if self.config.routing == "top":
             return nn.functional.one_hot(scores.argmax(dim=-1), scores.shape[-1]).to(scores)
         return scores.softmax(dim=-1)
@@ -104,15 +170,18 @@ class HfZipRoutedModel(HfZipStackedModel):
         """
         if bool((weights == 1).any()) and int((weights != 0).sum()) == 1:
             return self.made(int(weights.argmax()), self._of_one)
-        return dict(self._mixed(weights))
+        return {**dict(self._added(weights)), **dict(self._mixed(weights))}
 
     def _of_one(self, position: int) -> dict[str, torch.Tensor]:
         weights = torch.zeros(len(self.config.members), device=self.device)
         weights[position] = 1
-        return dict(self._mixed(weights))
+        # Of its own it has these themselves, not copies.
+        own = {name: others[position - 1] for name, others in self.separate.tensors() if position}
+        return {**dict(self._added(weights)), **own}
 
     @torch.no_grad()
-    def _mixed(self, weights: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    def _added(self, weights: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """What is shared plus what sources add."""
         for (name, left), (_, right) in zip(self.left.tensors(), self.right.tensors(), strict=True):
             shared = self.shared.get_parameter(name)
             precise = torch.promote_types(shared.dtype, torch.float32)
@@ -125,6 +194,32 @@ class HfZipRoutedModel(HfZipStackedModel):
             precise = torch.promote_types(shared.dtype, torch.float32)
             added = torch.tensordot(weights.to(precise), whole.to(precise), dims=1)
             yield name, (shared.to(precise) + added).to(shared.dtype)
+
+    @torch.no_grad()
+    def _mixed(self, weights: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """What each source has of its own, mixed."""
+        for name, others in self.separate.tensors():
+            first = tensor_of(self.shared, name)
+            precise = torch.promote_types(first.dtype, torch.float32)
+            share = weights.to(precise)
+            mixed = torch.tensordot(share[1:], others.to(precise), dims=1)
+            yield name, (share[0] * first.to(precise) + mixed).to(first.dtype)
+
+    def _selected(self, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Moves the logits of each task so that softmax says how likely task and label are.
+
+        A source of several tasks is as likely asked for each of them.
+        """
+        entries, found = self.config.tasks, list[torch.Tensor]()
+        likely = scores.log_softmax(dim=-1)
+        tasks_of = Counter(member for entry in entries for member in entry["members"])
+        for entry in entries:
+            own = logits[..., entry["start"] : entry["start"] + len(entry["labels"])].float()
+            of_members = [likely[:, m] - math.log(tasks_of[m]) for m in entry["members"]]
+            task = torch.stack(of_members).logsumexp(dim=0)
+            task = task.view(-1, *[1] * (own.dim() - 1))
+            found.append(own - own.logsumexp(dim=-1, keepdim=True) + task)
+        return torch.cat(found, dim=-1).to(logits.dtype)
 
     def _logits(self, inputs: Mapping[str, Any], weights: torch.Tensor) -> torch.Tensor:
         """Runs inputs that have the same weights together."""
@@ -141,6 +236,18 @@ class HfZipRoutedModel(HfZipStackedModel):
             found.append(functional_call(self.shared, made, kwargs=some).logits)
             places.append(rows)
         return torch.cat(found)[torch.cat(places).argsort()]
+
+
+def tensor_of(model: nn.Module, name: str) -> torch.Tensor:
+    """Returns a parameter or buffer of a model.
+
+    Args:
+        model: The model.
+        name: Its name.
+    """
+    place, _, leaf = name.rpartition(".")
+    found: torch.Tensor = getattr(model.get_submodule(place), leaf)
+    return found
 
 
 def _has_rows(value: Any, count: int) -> bool:
