@@ -163,24 +163,22 @@ def measure_method(
 ) -> dict[str, Any]:
     """Returns what a method keeps with the options that do best on validation texts."""
     tried: list[dict[str, Any]] = []
+    best, answers = 0, list[Candidate]()
     for options in grid:
         candidate, seconds = merge(grid.method, options, prepared)
         (row,) = measure([candidate], prepared.tasks, parts["validation"])
         kept = relative(row["per_task"], parents["validation"])
         tried.append({"options": options, "relative": kept, "seconds": seconds})
-    best = max(tried, key=lambda one: one["relative"])
-    answers = [
-        replace(merge(grid.method, one["options"], prepared)[0], name=name)
-        for name, one in (("chosen", best), ("defaults", tried[0]))
-    ]
-    if best is tried[0]:
-        answers = answers[:1]
+        if not answers:
+            answers = [replace(candidate, name="defaults")]
+        elif kept > tried[best]["relative"]:
+            best, answers = len(tried) - 1, [replace(candidate, name="chosen"), answers[-1]]
     rows = measure(answers, prepared.tasks, parts["test"])
     chosen, default = rows[0], rows[-1]
     return {
         "texts": grid.needs_texts,
         "validation": tried,
-        "options": best["options"],
+        "options": tried[best]["options"],
         "seconds": mean(one["seconds"] for one in tried),
         "per_task": chosen["per_task"],
         "joint": chosen["joint"],
