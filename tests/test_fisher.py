@@ -19,7 +19,7 @@ from hf_zip.methods.fisher import FisherOptions
 from hf_zip.weighing import draws
 from hf_zip.weighing.draws import Numbered, drawn_loss
 from hf_zip.weighing.feed import Feed, Run
-from hf_zip.weighing.fisher import fisher
+from hf_zip.weighing.fisher import Squares, fisher
 from tests.models import random_inputs, randomise, rows
 from tests.siblings import family, finetuned
 from tests.test_regmean import siblings, texts
@@ -169,3 +169,15 @@ def test_masked_words_unknown_answers_and_wrong_options_are_refused():
         run("fisher", siblings(), [texts(1), texts(2)], weights=[1.0, -2.0])
     with pytest.raises(HfZipError, match="floor is 0"):
         FisherOptions(floor=0.0)
+
+
+def test_the_squares_of_many_inputs_are_summed_as_precisely_as_each():
+    model, gradients = torch.nn.Linear(3, 2), torch.randn(70, 2, 3)
+    squares = Squares(model, torch.device("cpu"))
+    for gradient in gradients:
+        squares.add("weight", gradient)
+        squares.count()
+    found = squares.means()["weight"]
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, gradients.double().square().mean(dim=0), rtol=1e-6, atol=0)
+    assert squares.state()[""] == 70

@@ -5,39 +5,59 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float64
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_zip.collect import reduced
 from hf_zip.weighing.draws import Numbered, drawn_loss
 from hf_zip.weighing.feed import Feed, Run
 
+_AT_ONCE = 32  # inputs whose squares are summed before they are added in float64
+
 
 class Squares:
     """Sums of squares by name, and how many inputs they are of.
 
+    The squares of a few inputs are summed in float32, or as precisely as the parameters are, and
+    these sums in float64: to square every gradient in float64 takes longer than to compute it.
+
     Args:
         model: Whose parameters they are of.
-        device: Where they are kept; on the CPU where there is no float64.
+        device: Where the sums are kept; on the CPU where there is no float64.
     """
 
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
         device = torch.device("cpu" if device.type == "mps" else device)
         self._state = {"": torch.zeros((), dtype=torch.float64, device=device)}
+        self._recent, self._counted = dict[str, Tensor](), 0
         for name, parameter in model.named_parameters():
             self._state[name] = torch.zeros_like(parameter, dtype=torch.float64, device=device)
+            precise = torch.promote_types(parameter.dtype, torch.float32)
+            self._recent[name] = torch.zeros_like(parameter, dtype=precise)
 
+    @torch.no_grad()
     def add(self, name: str, gradient: Tensor) -> None:
         """Adds the squares of one input's gradient."""
-        total = self._state[name]
-        total.add_(gradient.to(total).square())
+        gradient = gradient.to(self._recent[name])
+        self._recent[name].addcmul_(gradient, gradient)
 
     def count(self) -> None:
         """Counts an input."""
-        self._state[""] += 1
+        self._counted += 1
+        if self._counted == _AT_ONCE:
+            self._settle()
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        self._state[""] += self._counted
+        self._counted = 0
+        for name, recent in self._recent.items():
+            self._state[name] += recent.to(self._state[name])
+            recent.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Returns the sums; those of several processes add up."""
+        self._settle()
         return dict(self._state)
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -46,6 +66,7 @@ class Squares:
 
     def means(self) -> dict[str, Tensor]:
         """Returns the means over inputs."""
+        self._settle()
         return {name: sums / self._state[""] for name, sums in self._state.items() if name}
 
 
