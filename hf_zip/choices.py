@@ -30,6 +30,16 @@ class Choices:
     varying: Mapping[str, Variation]
     models_varying: tuple[Mapping[str, Variation], ...]
 
+    def settled(self, model: PreTrainedModel, adapter: Adapter | None) -> "Choices":
+        """Returns the same with what the method's options leave to the models.
+
+        Args:
+            model: One of the models.
+            adapter: Their family's table; nothing if there is none.
+        """
+        settle = getattr(self.options, "settled", None)
+        return self if settle is None else replace(self, options=settle(model, adapter))
+
     def weighted(self, specs: Sequence[ModelSpec], sources: Sequence[PreTrainedModel]) -> "Choices":
         """Returns the same, but models without a weight weigh as much as their sources together.
 

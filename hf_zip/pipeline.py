@@ -205,6 +205,7 @@ def merge(
             )
     started = time.perf_counter()
     prepared = prepare(request, chosen, force, accelerator, progress)
+    options = prepared.options
     merged = run_method(chosen, prepared, options)
     unmerge = resolve_unmerge(chosen, request)
     record = config_record(chosen, options, recipe, prepared)

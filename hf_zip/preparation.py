@@ -51,6 +51,7 @@ class Prepared:
         apart: Whether the heads stay apart; the methods then work on the trunks.
         base: What the sources were fine-tuned from, where it is known.
         own_bases: What each was fine-tuned from, where that is another; empty if none is.
+        options: The method's options, with what they leave to the models.
     """
 
     sources: tuple[Source, ...]
@@ -62,6 +63,7 @@ class Prepared:
     apart: bool = False
     base: Source | None = None
     own_bases: tuple[Source | None, ...] = ()
+    options: Any = None
 
     @property
     def family(self) -> tuple[Ancestor, ...]:
@@ -105,13 +107,15 @@ def prepare(
     """
     recipe = request.recipe
     chosen = choices(method, recipe)
-    method = method.with_options(chosen.options)
     sources, base = request.load_sources(), request.load_base()
     own_bases = request.load_own_bases()
+    trunk = trunks_of(sources)[0].model
+    known = support(trunk)
+    chosen = chosen.settled(trunk, known.adapter)
+    method = method.with_options(chosen.options)
     needs_base = method.requires.base
     if not needs_base:  # task vectors are added up, and are what they are
         chosen = chosen.weighted(recipe.models, [source.model for source in sources])
-    known = support(trunks_of(sources)[0].model)
     _check_supported(method, recipe, known, heads_apart(sources))
     if known.adapter is not None:
         method.requires.check_form(known.adapter)
@@ -179,6 +183,7 @@ def prepare(
         apart=heads_apart(sources),
         base=base,
         own_bases=own_bases,
+        options=chosen.options,
     )
 
 

@@ -39,7 +39,7 @@ BESIDE_ROOT = (
     Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"}),
     Then("zipfit", "zipfit"),
 )
-FREE = {"anchor": 0.0}
+TIED, FREE = {"anchor": 10.0}, {"anchor": 0.0}
 # Of the same, where nothing draws rooted models back to the root.
 WITHOUT_ANCHOR = (
     Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"}),
@@ -212,9 +212,9 @@ def rows(group: Group, budgets: Sequence[Budget]) -> dict[str, Callable[[], Made
 
     for budget in budgets:
         roots: dict[str, tuple[Sequence[Then], Home, Mapping[str, Any]]] = {
-            "the first": (BESIDE_ROOT, first, {}),
+            "the first": (BESIDE_ROOT, first, TIED),
             "the first without anchor": (WITHOUT_ANCHOR, first, FREE),
-            "zipfit": (FROM_MERGE, partial(merged, budget.data), {}),
+            "zipfit": (FROM_MERGE, partial(merged, budget.data), TIED),
             "zipfit without anchor": (WITHOUT_ANCHOR[-1:], partial(merged, budget.data), FREE),
         }
         for root, (thens, home, training) in roots.items():
@@ -233,7 +233,7 @@ def _at_once(group: Group, budget: Budget) -> list[Then]:
     whole = {"training": {**group.training, "steps": steps}}
     half = {**group.training, "steps": steps // 2}
     staged = {
-        "training": {**half, "steps": budget.steps // 2},
+        "training": {**half, **TIED, "steps": budget.steps // 2},
         "then": "average",
         "second_stage": half,
     }

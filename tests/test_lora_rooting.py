@@ -91,7 +91,7 @@ def test_rooted_models_are_merged_with_a_rank():
         method="rooting",
         tasks=["one", "two"],
         calibration=rows(random_inputs(models[0], 24, seed=5)),
-        parameters={"training": SHORT, "lora_rank": 2},
+        parameters={"training": SHORT, "lora_rank": 2, "then": "regmean"},
         progress=False,
     )
     assert torch.equal(result.model.vit.layernorm.weight, models[0].vit.layernorm.weight)

@@ -3,21 +3,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, CLIPModel
 
 import hf_zip
 from hf_zip.adapters import adapter_of
 from hf_zip.card import render_card
 from hf_zip.collect import make_accelerator
 from hf_zip.errors import HfZipError
-from hf_zip.method import MergeInputs, Runtime, WeightOptions
-from hf_zip.methods.rooting import ENTRY, RootingMergeOptions, run
+from hf_zip.methods.rooting import ENTRY, RootingMergeOptions
 from hf_zip.plain import build
 from hf_zip.report import Report
 from hf_zip.rooting.barrier import loss_barrier
 from hf_zip.rooting.options import RootingOptions
 from hf_zip.rooting.root import root_model
 from hf_zip.rooting.streams import fit_maps, run_with_streams, stream_error
+from hf_zip.tiny import tiny
 from tests.launch import run_in
 from tests.models import permuted, random_inputs, rows, vit
 from tests.siblings import finetuned
@@ -264,22 +264,38 @@ def test_options_that_cannot_be_meant_are_refused():
     with pytest.raises(HfZipError, match="then is 'zipit', which is not for models that share"):
         merge([vit(2, 1), vit(3, 2)], parameters={"then": "zipit"})
     with pytest.raises(HfZipError, match=r"unknown key in parameters\.then_parameters 'beta'"):
-        merge([vit(2, 1), vit(3, 2)], parameters={"then_parameters": {"beta": 1.0}})
+        merge([vit(2, 1), vit(3, 2)], parameters={"then": "ties", "then_parameters": {"beta": 1.0}})
 
 
 @pytest.mark.parametrize(
-    ("options", "then", "parameters"),
+    ("options", "known", "then", "parameters"),
     [
-        ({}, "regmean", {"alpha": 1.0}),
-        ({"then_parameters": {"alpha": 0.5}}, "regmean", {"alpha": 0.5}),
-        ({"root": "merge"}, "iso_c", {}),
-        ({"root": "base", "then_parameters": {"scaling": 0.5}}, "iso_c", {"scaling": 0.5}),
-        ({"root": "merge", "then": "average"}, "average", {}),
+        ({}, True, "zipfit", {}),
+        ({"root": "merge"}, True, "zipfit", {}),
+        ({}, False, "regmean", {"alpha": 1.0}),
+        ({"root": "base"}, False, "iso_c", {}),
+        ({"root": "merge", "then": "average"}, True, "average", {}),
     ],
 )
-def test_the_best_method_depends_on_the_root(options, then, parameters):
-    found = RootingMergeOptions(**options)
+def test_the_best_method_depends_on_family_and_root(options, known, then, parameters):
+    model = vit(2, 1)
+    found = RootingMergeOptions(**options).settled(model, adapter_of(model) if known else None)
     assert (found.then, found.then_parameters) == (then, parameters)
+    assert found.settled(model, None) == found
+
+
+def test_layers_that_cannot_be_fitted_are_merged_otherwise():
+    model = tiny(CLIPModel)
+    assert RootingMergeOptions().settled(model, adapter_of(model)).then == "regmean"
+
+
+def test_the_report_names_what_best_stands_for(caplog):
+    models = [vit(2, 1), vit(3, 2)]
+    result = merge(models, parameters={"training": SHORT})
+    assert result.recipe.parameters["then"] == "zipfit"
+    assert "weighs all models alike" not in caplog.text
+    with pytest.raises(HfZipError, match="then is best, which depends on the models"):
+        merge(models, parameters={"then_parameters": {"alpha": 1.0}})
 
 
 def test_rooted_models_can_be_refitted_to_one():
@@ -297,11 +313,6 @@ def test_rooted_models_can_be_refitted_to_one():
 
 
 def test_a_refit_has_what_zipfit_needs():
-    runtime = Runtime((), None, None, 1, make_accelerator(), False)
-    uneven = (WeightOptions(1.0), WeightOptions(2.0))
-    inputs = MergeInputs((), (), (), runtime, model_options=uneven)
-    with pytest.raises(HfZipError, match=r"then is 'zipfit', which weighs all models alike"):
-        run(inputs, RootingMergeOptions(then="zipfit"))
     needs = ENTRY.with_options(RootingMergeOptions(then="zipfit")).requires
     assert needs.canonical
     assert needs.or_post_norm

@@ -1,9 +1,13 @@
 """Rooting: models brought into the parameter space of one of them, then merged as siblings."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from transformers import PreTrainedModel
+
+from hf_zip.adapters import Adapter
 from hf_zip.align import State
 from hf_zip.aligned import split_heads
 from hf_zip.errors import HfZipError
@@ -13,6 +17,7 @@ from hf_zip.methods import method_named, methods
 from hf_zip.nested import run_nested
 from hf_zip.plain import build
 from hf_zip.products import products, total, verdict
+from hf_zip.refit.walk import check_outputs, check_scores
 from hf_zip.rooting.distil import Start, distil
 from hf_zip.rooting.options import DistillTraining, RootingOptions
 from hf_zip.rooting.root import Rooted, root_model
@@ -20,14 +25,16 @@ from hf_zip.support import support
 from hf_zip.training.options import TrainingOptions
 from hf_zip.training.trained import Trained
 
-# What kept most, with its options: beside a root that is one of the models, whose own task vector
-# is zero; and of models that all were rooted elsewhere (scripts/benchmark_rooting.py).
+logger = logging.getLogger(__name__)
+
+# What kept most (scripts/benchmark_rooting.py): layers that are fitted anew, for families that can
+# be; else, with its options, beside a root that is one of the models, whose own task vector is
+# zero; and of models that all were rooted elsewhere.
+_REFIT = "zipfit"
 _BEST: Mapping[bool, tuple[str, Mapping[str, Any]]] = {
     True: ("regmean", {"alpha": 1.0}),
     False: ("iso_c", {}),
 }
-# Merges models of any parameter spaces, but keeps more of those that are near each other.
-_OF_ANY = "zipfit"
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,9 @@ class RootingMergeOptions(RootingOptions):
             recipe, which is no part of the merge itself; or "merge", a merge of the models.
         root_method: The method that makes this merge.
         root_parameters: Its options.
-        then: The method that merges them once they are siblings, or "zipfit", for which they need
-            no anchor; "best" is `regmean` with `alpha: 1.0` where the root is one of the models,
-            else `iso_c`.
+        then: The method that merges them once they are siblings, or "zipfit", which weighs all
+            models alike; "best" is "zipfit" for families that it knows, for others `regmean` with
+            `alpha: 1.0` where the root is one of the models, else `iso_c`.
         then_parameters: Its options.
         second_stage: How the merge is trained on what all models do, from its own weights; left
             out, it is not. What is compared is what rootings compare.
@@ -58,22 +65,13 @@ class RootingMergeOptions(RootingOptions):
         """Checks the ranges, and the method."""
         super().__post_init__()
         if self.then == "best":
-            then, own = _BEST[isinstance(self.root, int)]
-            object.__setattr__(self, "then", then)
-            object.__setattr__(self, "then_parameters", {**own, **self.then_parameters})
-        method = method_named(self.then)
-        if not method.requires.shared_init and self.then != _OF_ANY:
-            known = ", ".join(repr(n) for n, own in methods().items() if own.requires.shared_init)
-            raise HfZipError(
-                f"then is {self.then!r}, which is not for models that share their initialisation, "
-                f"as rooted ones do; use '{_OF_ANY}' or one of {known}"
-            )
-        build(method.options, self.then_parameters, "parameters.then_parameters")
-        if method.per_task and self.second_stage is not None:
-            raise HfZipError(
-                f"second_stage trains one model for all tasks, but then is {self.then!r}, which "
-                "keeps weights of every task; leave second_stage out, or use another method"
-            )
+            if self.then_parameters:
+                raise HfZipError(
+                    "then_parameters are given, but then is best, which depends on the models; "
+                    "name the method that they are of"
+                )
+        else:
+            self._check_then()
         if self.root != "merge":
             if self.root_parameters:
                 raise HfZipError(
@@ -86,6 +84,34 @@ class RootingMergeOptions(RootingOptions):
                 "is one model, so name a method that makes one, such as 'zipfit'"
             )
         self.root_options()
+
+    def _check_then(self) -> None:
+        method = method_named(self.then)
+        if not method.requires.shared_init and self.then != _REFIT:
+            known = ", ".join(repr(n) for n, own in methods().items() if own.requires.shared_init)
+            raise HfZipError(
+                f"then is {self.then!r}, which is not for models that share their initialisation, "
+                f"as rooted ones do; use '{_REFIT}' or one of {known}"
+            )
+        build(method.options, self.then_parameters, "parameters.then_parameters")
+        if method.per_task and self.second_stage is not None:
+            raise HfZipError(
+                f"second_stage trains one model for all tasks, but then is {self.then!r}, which "
+                "keeps weights of every task; leave second_stage out, or use another method"
+            )
+
+    def settled(self, model: PreTrainedModel, adapter: Adapter | None) -> "RootingMergeOptions":
+        """Returns the same with the method that `best` stands for.
+
+        Args:
+            model: One of the models.
+            adapter: Their family's table, if there is one.
+        """
+        if self.then != "best":
+            return self
+        fitted = adapter is not None and _can_be_fitted(model, adapter)
+        then, own = (_REFIT, {}) if fitted else _BEST[isinstance(self.root, int)]
+        return replace(self, then=then, then_parameters=own)
 
     def root_options(self) -> Any:
         """Returns the options of the method that makes the root."""
@@ -106,7 +132,7 @@ class RootingMergeOptions(RootingOptions):
         models of the form that `then` needs.
         """
         requires = replace(requires, own_bases=self.start == "transport")
-        if self.then == _OF_ANY:
+        if self.then == _REFIT:
             requires = requires.after(method_named(self.then).requires)
         return replace(requires, base=True, any_base=True) if self.root == "base" else requires
 
@@ -120,10 +146,13 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     Source: GAN Cocktail (https://arxiv.org/abs/2106.03847), there for generators and their mean;
     section 3.2 has the second stage.
     """
-    if options.then == _OF_ANY and len(set(inputs.weights)) > 1:
-        raise HfZipError(
-            f"then is {_OF_ANY!r}, which weighs all models alike, but their weights are "
-            f"{', '.join(map(str, inputs.weights))}; leave weights out, or use another method"
+    options = options.settled(inputs.runtime.models[0], inputs.runtime.table)
+    if options.then == _REFIT and len(set(inputs.weights)) > 1:
+        logger.warning(
+            "then is %r, which weighs all models alike: their weights (%s) count in nothing but a "
+            "second stage",
+            _REFIT,
+            ", ".join(map(str, inputs.weights)),
         )
     method, models = method_named(options.then), inputs.runtime.models
     _, trunks = split_heads(inputs, inputs.states)
@@ -269,6 +298,17 @@ def _trained_further(
         heads=tuple(map(dict, found.heads)),
         provenance={**merged.provenance, "trainings": trainings},
     )
+
+
+def _can_be_fitted(model: PreTrainedModel, adapter: Adapter) -> bool:
+    """Whether layers of a family's models can be fitted anew."""
+    try:
+        method_named(_REFIT).requires.check_form(adapter)
+        check_scores(model, adapter)
+        check_outputs(model, adapter)
+    except HfZipError:
+        return False
+    return True
 
 
 def _is_sibling(root: Mapping[str, Any], trunk: Mapping[str, Any]) -> bool:

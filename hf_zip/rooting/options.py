@@ -17,7 +17,7 @@ class RootTraining(TrainingOptions):
     learning_rate: float = 3e-4
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = 0.1
-    anchor: float = 10.0
+    anchor: float = 1.0
     max_grad_norm: float = 1.0
     held_out: float = 0.1
 
