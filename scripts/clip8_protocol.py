@@ -96,19 +96,19 @@ def tasks_of_merge(chosen: Sequence[ClipTask]) -> list[Task]:
     return found
 
 
-def open_test(task: ClipTask) -> Table:
-    """Returns the test split of a task's data; of other splits nothing is fetched.
+def open_split(task: ClipTask, split: str) -> Table:
+    """Returns one split of a task's data; of other splits nothing is fetched.
 
     Raises:
-        HfZipError: The data are not in reach, or have no test split.
+        HfZipError: The data are not in reach, or have no such split.
     """
     try:
         builder = datasets.load_dataset_builder(task.data, task.config)
-        files = (builder.config.data_files or {}).get("test")
+        files = (builder.config.data_files or {}).get(split)
         if not files:
-            raise HfZipError(f"data {task.data!r} have no split 'test'")
+            raise HfZipError(f"data {task.data!r} have no split {split!r}")
         # By file: asked for one split of a repository, the library fetches all of them.
-        rows = datasets.load_dataset("parquet", data_files={"test": list(files)}, split="test")
+        rows = datasets.load_dataset("parquet", data_files={split: list(files)}, split=split)
     except DatasetNotFoundError as error:
         raise HfZipError(f"data {task.data!r} are no data set that you may read") from error
     except HfZipError:
@@ -117,7 +117,7 @@ def open_test(task: ClipTask) -> Table:
         reason = first_line(error.__cause__ or error)
         raise HfZipError(f"data {task.data!r} cannot be had: {reason}") from error
     commit = _COMMIT.search(str(files[0]))
-    return Table(task.data, rows, "test", revision=commit[1] if commit else None)
+    return Table(task.data, rows, split, revision=commit[1] if commit else None)
 
 
 def compare_classes(task: ClipTask, table: Table) -> dict[str, Any]:
@@ -168,25 +168,34 @@ def comparison_line(task: ClipTask, found: Mapping[str, Any]) -> str:
     return line
 
 
-def labelled_images(
-    task: ClipTask, table: Table, processor: Any, size: int, limit: int | None, seed: int
+def images_of(
+    task: ClipTask,
+    table: Table,
+    processor: Any,
+    size: int,
+    limit: int | None,
+    seed: int,
+    labelled: bool = True,
 ) -> Inputs:
-    """Returns the test images of a task with their labels, prepared when they are asked for.
+    """Returns the images of a task, prepared when they are asked for.
 
     Args:
         task: The task.
-        table: Its data.
+        table: One split of its data.
         processor: CLIP's image processor.
         size: Height and width of the images that the models take.
         limit: So many of them, drawn at random; left out, all.
         seed: Decides which.
+        labelled: Whether the labels come with them.
     """
     column, count = label_column(table, None), len(table.rows)
     rows = draw(count if limit is None else min(limit, count), count, [seed], task.data)
     reader = ImageReader(processor, image_size=size)
-    labels = table.rows.select_columns(column)[:][column]
     part = reader.read(table, reader.columns(table, None, column), rows)
     description = {"data": table.name, "split": table.split, "revision": table.revision}
+    if not labelled:
+        return reader.join([part], {**description, "rows": len(rows)})
+    labels = table.rows.select_columns(column)[:][column]
     return reader.join([part], description, [{"labels": labels[row]} for row in rows])
 
 

@@ -5,9 +5,11 @@
 Fetches from the Hub the CLIP, the image encoder that was fine-tuned on each task, and the test
 images; embeds what is said of every class by CLIP's text encoder; merges the image encoders by
 every method that needs no data, with the options that are published; and measures the accuracy on
-each task. Results are kept in `clip8.json`, and `clip8.md`, made from it, has the published
-accuracies beside them. Where the CLIP's weights are pickles, give --allow-pickle, or by --base a
-revision that has others. Memory holds all models of a merge in float32: 4 GB for B-32, 13 for L-14.
+each task. Rows that need images are asked for by name, such as `--methods regmean`: those by
+regression fetch the training images too, and adamerging trains for 1000 steps. Results are kept in
+`clip8.json`, and `clip8.md`, made from it, has the published accuracies beside them. Where the
+CLIP's weights are pickles, give --allow-pickle, or by --base a revision that has others. Memory
+holds all models of a merge in float32: 4 GB for B-32, 13 for L-14.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,11 +32,11 @@ from clip8_protocol import (
     compare_classes,
     comparison_line,
     encoder_of,
-    labelled_images,
-    open_test,
+    images_of,
+    open_split,
     tasks_of_merge,
 )
-from clip8_rows import REFERENCES, ROWS, Row, all_names
+from clip8_rows import REFERENCES, ROWS, Row, all_names, dataless_names
 from clip8_tables import published_row, report, summary, tables
 from datasets import disable_progress_bars
 from merging import shown_command
@@ -65,6 +67,7 @@ class Setting:
         tasks: The tasks, in the order of the published tables.
         base: The CLIP that the image encoders were fine-tuned from.
         data: Test images of each task.
+        unlabelled: Returns images of each task, without labels, for a row that needs some.
         folder: Where the classifiers lie: one named after each task, and `base`.
         seed: Decides what methods draw at random.
         batch: Images per forward.
@@ -73,6 +76,7 @@ class Setting:
     tasks: tuple[ClipTask, ...]
     base: Source
     data: Mapping[str, Inputs]
+    unlabelled: Callable[[Row], list[Inputs] | None]
     folder: Path
     seed: int
     batch: int
@@ -84,16 +88,32 @@ def main() -> None:
     chosen = tuple(task for task in clip_tasks().values() if task.name in arguments.tasks)
     base_name = arguments.base or base_of(arguments.arch)
     encoders = [encoder_of(arguments.arch, task.name) for task in chosen]
-    folders, base, rows = fetch(base_name, encoders, chosen, arguments.allow_pickle)
+    needed = {row.split for row in ROWS if row.name in arguments.methods and row.split}
+    folders, base, splits = fetch(
+        base_name, encoders, chosen, ["test", *sorted(needed - {"test"})], arguments.allow_pickle
+    )
+    rows = splits["test"]
     found = {task: compare_classes(task, rows[task.name]) for task in chosen}
     size = base.model.config.vision_config.image_size
     processor = image_processor(base.processor)
     data = {
-        task.name: labelled_images(
+        task.name: images_of(
             task, rows[task.name], processor, size, arguments.limit, arguments.seed
         )
         for task in chosen
     }
+
+    def unlabelled(row: Row) -> list[Inputs] | None:
+        if row.split is None:
+            return None
+        limit = arguments.limit if row.split == "test" else row.images
+        return [
+            images_of(
+                task, splits[row.split][task.name], processor, size, limit, arguments.seed, False
+            )
+            for task in chosen
+        ]
+
     title = title_of(arguments, chosen)
     settled: dict[str, Any] = {
         "architecture": arguments.arch,
@@ -113,7 +133,9 @@ def main() -> None:
     record["command"] = shown_command("reproduce_clip8.py", sys.argv[1:])
     missing = [name for name in arguments.methods if name not in record["rows"]]
     with tempfile.TemporaryDirectory() as place:
-        setting = Setting(chosen, base, data, Path(place), arguments.seed, arguments.batch)
+        setting = Setting(
+            chosen, base, data, unlabelled, Path(place), arguments.seed, arguments.batch
+        )
         if missing:
             write_classifiers(setting, *folders.values(), allow_pickle=arguments.allow_pickle)
         for row in measured(missing, setting):
@@ -132,7 +154,9 @@ def parse() -> argparse.Namespace:
     tasks, names = [*clip_tasks()], all_names()
     parser.add_argument("--arch", choices=ARCHITECTURES, default="B-32", help="default: B-32")
     parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks, metavar="TASK")
-    parser.add_argument("--methods", nargs="+", choices=names, default=names, metavar="ROW")
+    parser.add_argument(
+        "--methods", nargs="+", choices=names, default=dataless_names(), metavar="ROW"
+    )
     parser.add_argument("--limit", type=int, help="test images per task, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--batch", type=int, default=128, help="images per forward (default: 128)")
@@ -160,9 +184,13 @@ def title_of(arguments: argparse.Namespace, chosen: Sequence[ClipTask]) -> str:
 
 
 def fetch(
-    base: str, encoders: Sequence[str], chosen: Sequence[ClipTask], allow_pickle: bool
-) -> tuple[dict[str, Path], Source, dict[str, Table]]:
-    """Returns the folders of all models by name, the CLIP, and the test splits by task.
+    base: str,
+    encoders: Sequence[str],
+    chosen: Sequence[ClipTask],
+    splits: Sequence[str],
+    allow_pickle: bool,
+) -> tuple[dict[str, Path], Source, dict[str, dict[str, Table]]]:
+    """Returns the folders of all models by name, the CLIP, and some splits of all data by task.
 
     Raises:
         SystemExit: Something is not in reach; the message says what is asked for.
@@ -171,7 +199,8 @@ def fetch(
         names = (base, *encoders)
         folders = {name: checkout(name, allow_pickle=allow_pickle)[0] for name in names}
         source = load_source(str(folders[base]), allow_pickle=allow_pickle)
-        return folders, source, {task.name: open_test(task) for task in chosen}
+        tables = {s: {task.name: open_split(task, s) for task in chosen} for s in splits}
+        return folders, source, tables
     except HfZipError as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "0")
         raise SystemExit(
@@ -227,6 +256,7 @@ def merge(row: Row, setting: Setting) -> PreTrainedModel:
         base_model=str(setting.folder / "base"),
         parameters=dict(row.parameters),
         labels="apart",  # two of the tasks are about digits
+        own_calibration=setting.unlabelled(row),
         seed=setting.seed,
     ).model
 

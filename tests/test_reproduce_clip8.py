@@ -4,6 +4,7 @@ import copy
 import json
 import string
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,77 @@ def test_the_protocol_end_to_end(filled, call, monkeypatch, tmp_path, capsys):
     assert limited[f"{title}, 5 images each, seed 3"]["images"] == dict.fromkeys(TASKS, 5)
 
 
+@pytest.fixture
+def with_training(filled, tmp_path):
+    """Training images of other numbers beside the test images, without right labels."""
+    for seed, name in enumerate(TASKS):
+        task = clip8_protocol.clip_tasks()[name]
+        feature = ClassLabel(names=[label.title() for label in task.classes])
+        rows = {"image": random_images(8 + seed, seed + 9), "label": [0] * (8 + seed)}
+        features = Features({"image": Image(), "label": feature})
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+        files = filled.repos[f"datasets/{task.data}"].files()
+        at = f"{task.config or 'data'}/train-00000-of-00001.parquet"
+        filled.add(
+            f"datasets/{task.data}", {**files, at: (tmp_path / "train.parquet").read_bytes()}
+        )
+    return filled
+
+
+def watched(monkeypatch):
+    """What merges are given, as they are called."""
+    seen, merge = [], reproduce_clip8.hf_zip.merge
+
+    def watch(*arguments, **keys):
+        seen.append(keys)
+        return merge(*arguments, **keys)
+
+    monkeypatch.setattr(reproduce_clip8.hf_zip, "merge", watch)
+    return seen
+
+
+def test_regressions_see_so_many_training_images_and_no_labels(with_training, call, monkeypatch):
+    rows = [replace(row, images=8) if row.images else row for row in clip8_rows.ROWS]
+    monkeypatch.setattr(reproduce_clip8, "ROWS", tuple(rows))
+    seen = watched(monkeypatch)
+    results, text = call("--methods", "average", "regmean")
+    (record,) = results.values()
+    assert 0 < record["rows"]["regmean"]["average"] < 1
+    assert record["images"] == dict.fromkeys(TASKS, COUNT)
+    assert with_training.sent("GET", "resolve/.*train")
+    assert "- regmean: 256 training images of each task" in text
+    assert seen[0]["own_calibration"] is None
+    given = seen[1]["own_calibration"]
+    assert [inputs.description["data"] for inputs in given] == [
+        clip8_protocol.clip_tasks()[name].data for name in TASKS
+    ]
+    for inputs in given:
+        assert (len(inputs), inputs.description["split"], inputs.description["rows"]) == (
+            8,
+            "train",
+            8,
+        )
+        assert inputs[0].keys() == {"pixel_values"}
+
+
+@pytest.mark.slow
+def test_adamerging_learns_from_the_measured_images(filled, call, monkeypatch):
+    few = {"training": {"steps": 2, "batch_size": 2}}
+    rows = [replace(r, parameters={**r.parameters, **few}) for r in clip8_rows.ROWS if r.split]
+    monkeypatch.setattr(reproduce_clip8, "ROWS", tuple(rows))
+    seen = watched(monkeypatch)
+    names = ["adamerging, task", "adamerging, layer"]
+    results, text = call("--methods", *names, "--limit", "5")
+    (record,) = results.values()
+    assert list(record["rows"]) == names
+    assert not filled.sent("GET", "resolve/.*train")
+    for keys in seen:
+        assert [len(inputs) for inputs in keys["own_calibration"]] == [5] * 3
+        assert {inputs.description["split"] for inputs in keys["own_calibration"]} == {"test"}
+        assert keys["own_calibration"][0][0].keys() == {"pixel_values"}
+    assert "learnt from the images of the test split, without labels" in text
+
+
 def test_without_a_hub_it_says_what_is_asked_for(call, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = (
@@ -282,7 +354,8 @@ def test_rows_are_methods_with_options_that_they_have():
     for row in clip8_rows.ROWS:
         method = method_named(row.method)
         build(method.options, row.parameters, row.name)
-        assert not method.requires.calibration
+        assert method.requires.calibration == (row.split is not None)
+        assert (row.name in clip8_rows.dataless_names()) == (row.split is None)
         assert row.published is None or row.published in clip8_protocol.published("B-32")
 
 
