@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset as Rows
 from datasets import DatasetDict
 from torch import Tensor
 
 from hf_zip.data import Table, draw, open_table
 from hf_zip.errors import HfZipError
-from hf_zip.generated import SAMPLED, check_once, is_generated, parts_of
+from hf_zip.generated import SAMPLED, SYNTHESISED, TEXTS, check_once, is_generated, parts_of
 from hf_zip.images import ImageReader
 from hf_zip.inputs import Inputs, Part, Reader
 from hf_zip.kinds import Kind
@@ -18,6 +19,7 @@ from hf_zip.pairs import PairReader
 from hf_zip.recipe import IN_MEMORY, CalibrationSpec, EvaluationSpec
 from hf_zip.recombined import recombined_texts
 from hf_zip.sampled import sampled_texts
+from hf_zip.synthesised import synthesised_images
 from hf_zip.texts import TextReader
 
 
@@ -174,14 +176,19 @@ def _generated(
     """Inputs that are drawn, and their description."""
     how, source = parts_of(name)
     if not how and isinstance(reader, ImageReader):
-        drawn = reader.generated(name, count, seed)
-        return drawn, {"data": name, "rows": count, **drawn.notes}
-    if not how or not isinstance(reader, TextReader):
+        part = reader.generated(name, count, seed)
+        return part, {"data": name, "rows": count, **part.notes}
+    if how == SYNTHESISED and isinstance(reader, ImageReader):
+        reader.drawn([np.zeros((1, 1, 3), np.uint8)], name)  # see below
+        images, notes = synthesised_images(source, count, seed, **loading)
+        part = reader.drawn(images, name)
+        return part, {"data": name, "rows": count, **notes, **part.notes}
+    if how not in TEXTS or not isinstance(reader, TextReader):
         kinds = {ImageReader.key: "images", TextReader.key: "texts"}
         takes = "images with texts" if isinstance(reader, PairReader) else kinds[reader.key]
+        drawn = "texts" if how in TEXTS else "images"
         raise HfZipError(
-            f"{name!r} draws {'texts' if how else 'images'}, but the models take {takes}; name a "
-            f"data set of {takes}"
+            f"{name!r} draws {drawn}, but the models take {takes}; name a data set of {takes}"
         )
     if how == SAMPLED:
         reader.drawn(["a"], name)  # where no text can be read, it shows before the work

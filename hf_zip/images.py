@@ -76,6 +76,15 @@ class ImageReader:
         part.notes = {"seed": seed, "size": [height, width]}
         return part
 
+    def drawn(self, images: Sequence[np.ndarray], name: str) -> Part:
+        """Returns images that were drawn; `PreparedImages` says what is refused.
+
+        Args:
+            images: Pixels from 0 to 255, `[height, width, channels]`.
+            name: What the data are called, for messages.
+        """
+        return self._prepared(images, range(len(images)), name, None)
+
     def listed(self, items: Any) -> Part | None:
         """Returns PIL images, pixel values, or mappings that have these; else nothing."""
         if isinstance(items, Tensor):

@@ -35,8 +35,8 @@ Calibration = Annotated[
     typer.Option(
         metavar="DATA[:column]",
         help="Unlabelled inputs: a Hub data set, an image folder, a parquet, csv, json or txt file "
-        "or glob, or what draws inputs (generated:NAME, sampled:MODEL, recombined:DATA). Repeat "
-        "to take equal parts of several.",
+        "or glob, or what draws inputs (generated:NAME, synthesised:MODEL, sampled:MODEL, "
+        "recombined:DATA). Repeat to take equal parts of several.",
     ),
 ]
 OwnCalibration = Annotated[

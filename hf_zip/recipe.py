@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 
 from hf_zip.errors import HfZipError, unknown
-from hf_zip.generated import check_generators, is_generated, parts_of
+from hf_zip.generated import TEXTS, check_generators, is_generated
 from hf_zip.mergekit import is_mergekit, translated
 from hf_zip.plain import assign_texts, build, kind, plain
 
@@ -29,8 +29,9 @@ class CalibrationSpec:
     Args:
         data: Data sets to take inputs from, in equal parts: a Hub id, an image folder, or a
             parquet, csv, json or txt file or glob; `DATA:column` names the input column. A
-            generator (`hf_zip.generated`), such as `generated:noise`, draws images instead;
-            `sampled:MODEL` and `recombined:DATA` draw texts.
+            generator (`hf_zip.generated`), such as `generated:noise`, draws images instead, and
+            `synthesised:MODEL` draws some from a model; `sampled:MODEL` and `recombined:DATA`
+            draw texts.
         split: Split to take; left out, `train` if there is one, else the only one.
         column: Input column of every data set that does not name its own; two for pairs of texts.
         samples: Inputs in all, drawn by `seed`; more than there are takes all.
@@ -135,10 +136,10 @@ class EvaluationSpec:
     def __post_init__(self) -> None:
         """Checks the ranges, and that the data can have labels."""
         if is_generated(self.data):
+            drawn = "texts" if self.data.startswith(TEXTS) else "images"
             raise HfZipError(
-                f"task {self.task!r} is to be measured on {self.data!r}, whose "
-                f"{'texts' if parts_of(self.data)[0] else 'images'} have no labels; name a data "
-                "set with labels"
+                f"task {self.task!r} is to be measured on {self.data!r}, whose {drawn} have no "
+                "labels; name a data set with labels"
             )
         _at_least("evaluation.batch_size", self.batch_size, 1)
         _at_least("evaluation.max_length", self.max_length, 1)

@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from hf_zip.evaluate import Evaluation
-from hf_zip.generated import TEXTS, parts_of
+from hf_zip.generated import FROM, parts_of
 from hf_zip.report import Report, SourceRecord
 from hf_zip.sources import pinned
 from hf_zip.sweep_report import SweepReport
 
 # How a path that says where somebody's files lie begins: /x, ~/x, ./x, ../x, C:\x, file:/x. Where
-# texts are drawn from a model or a corpus there, a word before it says so, which is kept.
-_START = rf"(?:{'|'.join(TEXTS)})?(?:~|\.{{1,2}}|[A-Za-z]:|file:)?[/\\]"
+# inputs are drawn from a model or a corpus there, a word before it says so, which is kept.
+_START = rf"(?:{'|'.join(FROM)})?(?:~|\.{{1,2}}|[A-Za-z]:|file:)?[/\\]"
 _QUOTED = re.compile(rf"(?<=')(?:{_START})[^']+(?=')|(?<=\")(?:{_START})[^\"]+(?=\")")
 _BARE = re.compile(rf"(?<![\w/\\:.~'\"])(?:{_START})[^\s'\",;:()]+")
 

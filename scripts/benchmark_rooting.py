@@ -6,7 +6,8 @@ For several groups of seeds, models of different initialisations and tasks are t
 from the cache folder): with `--classes` ViTs on classes of one image data set, else BERTs, each on
 one of several data sets of texts. Then some are rooted in others and merged, by several methods,
 and the same steps are spent on distillation; all of that on inputs of the tasks without labels and,
-as `--proxy` and `--generated` say, on others. Results are kept in `rooting.json` after every row,
+as `--proxy` and `--generated` say, on others; `--generated synthesised:parents` takes images that
+each of the models synthesises, in turn. Results are kept in `rooting.json` after every row,
 so that a run that was stopped goes on, and `rooting.md` is made from it.
 """
 
@@ -22,20 +23,25 @@ from typing import Any
 
 import benchmark_text
 import benchmark_zip
+import torch
 import train_bert
 import train_vit
 from benchmarking import parse_quietly, read_results, write_results
 from merging import ALL, measure, named_sources, references, shown_command
 from rooting_rows import Budget, Group, Made, rows
 from rooting_tables import report, table
+from torch import Tensor
 from training import read_setting
 
-from hf_zip.calibration import labelled_from_memory
+from hf_zip.calibration import labelled_from_memory, load_inputs
+from hf_zip.generated import SYNTHESISED
 from hf_zip.readers import reader_of
+from hf_zip.recipe import CalibrationSpec
 from hf_zip.report import versions
 from hf_zip.tasks import Task, resolve_tasks
 
 RESULTS = "rooting"
+OF_PARENTS = f"{SYNTHESISED}parents"
 Parts = Mapping[str, Mapping[str, Any]]  # evaluation data by part and task
 
 
@@ -218,9 +224,13 @@ def _group(
     sources = named_sources(folders)
     tasks = resolve_tasks(sources)
     reader = reader_of(sources[0], longest or 1)
-    drawn = {
-        _short(name): {"data": [name], "samples": arguments.samples} for name in arguments.generated
+    drawn: dict[str, Any] = {
+        _short(name): {"data": [name], "samples": arguments.samples}
+        for name in arguments.generated
+        if name != OF_PARENTS
     }
+    if OF_PARENTS in arguments.generated:
+        drawn[OF_PARENTS] = of_parents(folders, arguments.samples, position)
     every = {**inputs, **drawn}
     group = Group(sources, tasks, every, arguments.few, training, scratch, position)
     if longest:
@@ -236,6 +246,22 @@ def _group(
         for candidate in references(sources, tasks, group.few_of(ALL), reader)
     }
     return group, parts, compared
+
+
+def of_parents(folders: Mapping[str, Path], samples: int, seed: int) -> Tensor:
+    """Returns pixel values of images that models synthesise, of all of them in turn.
+
+    Args:
+        folders: The models.
+        samples: How many images in all.
+        seed: Decides them.
+    """
+    found, share = [], samples // len(folders)
+    for source in named_sources(folders):
+        spec = CalibrationSpec((f"{SYNTHESISED}{source.reference}",), samples=share)
+        own = load_inputs(spec, reader_of(source, 1), seed, progress=False)
+        found.append(torch.stack([own[k]["pixel_values"] for k in range(share)]))
+    return torch.stack(found, dim=1).flatten(0, 1)
 
 
 def _short(name: str) -> str:

@@ -49,7 +49,7 @@ def test_every_row_is_measured_once_and_kept(pictures, monkeypatch):  # noqa: F8
             "--data": pictures / "shapes",
             "--classes": ["0,1", "2,3"],
             "--proxy": pictures / "colours",
-            "--generated": "generated:noise",
+            "--generated": ["generated:noise", "synthesised:parents"],
         },
     )
     call(benchmark_rooting.main, monkeypatch, options, TINY_VIT)
@@ -57,10 +57,12 @@ def test_every_row_is_measured_once_and_kept(pictures, monkeypatch):  # noqa: F8
     (group,) = first["groups"]
     names = [row["name"] for row in group["test"]]
     assert names[:3] == ["classes 0,1", "classes 2,3", "ensemble"]
-    budgets = ("3 steps", "3 steps, colours", "3 steps, generated:noise")
+    budgets = ("", ", colours", ", generated:noise", ", synthesised:parents")
+    budgets = [f"3 steps{data}" for data in budgets]
     rooted = {f"{name}: {budget}" for name in ROOTED for budget in budgets}
     assert rooted == {name for name in names if name.startswith("rooted")}
     assert "zipfit, all inputs of generated:noise" in names
+    assert "zipfit, all inputs of synthesised:parents" in names
     assert names == [row["name"] for row in group["validation"]]
     beside, free, merged = (group["made"][f"{name}: 3 steps"] for name in ROOTED)
     counts = [len(own["barriers"]) for own in (beside, free, merged)]

@@ -1,4 +1,4 @@
-"""Inputs that are drawn instead of taken from a data set: their names, and images by a rule."""
+"""Inputs that are drawn instead of taken from data: their names, and images by a rule."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,7 +14,9 @@ from hf_zip.generated.noise import noise
 PREFIX = "generated:"
 SAMPLED = "sampled:"  # texts that the model draws which follows
 RECOMBINED = "recombined:"  # texts of the words of the corpus which follows
+SYNTHESISED = "synthesised:"  # images that the model is sure of which follows
 TEXTS = (SAMPLED, RECOMBINED)
+FROM = (*TEXTS, SYNTHESISED)  # a model or a corpus
 Draw = Callable[[np.random.Generator, int, int, int], ndarray]
 
 GENERATORS: Mapping[str, Draw] = {
@@ -26,17 +28,17 @@ GENERATORS: Mapping[str, Draw] = {
 
 def is_generated(data: str) -> bool:
     """Tells whether a name of data says that they are drawn, by something known or not."""
-    return data.startswith((PREFIX, *TEXTS))
+    return data.startswith((PREFIX, *FROM))
 
 
 def parts_of(data: str) -> tuple[str, str]:
-    """Returns how texts are drawn and from what; of other names of data nothing and the name.
+    """Returns how inputs are drawn and from what; of other names of data nothing and the name.
 
     Example:
         >>> parts_of("sampled:org/base")
         ('sampled:', 'org/base')
     """
-    prefix = next((known for known in TEXTS if data.startswith(known)), "")
+    prefix = next((known for known in FROM if data.startswith(known)), "")
     return prefix, data.removeprefix(prefix)
 
 
@@ -47,8 +49,8 @@ def check_generators(data: Sequence[str]) -> None:
         data: All names; those of data sets are passed over.
 
     Raises:
-        HfZipError: A generator is unknown or named twice, or what texts are to be drawn from is not
-            named.
+        HfZipError: A generator is unknown or named twice, or what inputs are to be drawn from is
+            not named.
     """
     images = [name for name in data if name.startswith(PREFIX)]
     for name in images:
@@ -56,9 +58,10 @@ def check_generators(data: Sequence[str]) -> None:
             raise unknown("generator", name, GENERATORS)
     check_once(images)
     for name in data:
-        if name in TEXTS:
-            what = "a model" if name == SAMPLED else "a data set or a file of texts"
-            raise HfZipError(f"{name!r} names nothing to draw texts from; name {what} after it")
+        if name in FROM:
+            what = "a data set or a file of texts" if name == RECOMBINED else "a model"
+            drawn = "texts" if name in TEXTS else "images"
+            raise HfZipError(f"{name!r} names nothing to draw {drawn} from; name {what} after it")
 
 
 def check_once(data: Sequence[str]) -> None:
