@@ -174,13 +174,20 @@ class _Signs:
         """Adds at how many places every two vectors have opposite signs, and no zeros."""
         negative, present = self._negative.view(np.uint64), self._present.view(np.uint64)
         both, apart = np.empty_like(present[0]), np.empty_like(present[0])
+        alike = [np.array_equal(own, present[0]) for own in present]
+        of_first = int(np.bitwise_count(present[0]).sum())
         for i in range(len(negative)):
             for j in range(i + 1):
-                np.bitwise_and(present[i], present[j], out=both)
                 np.bitwise_xor(negative[i], negative[j], out=apart)
-                np.bitwise_and(apart, both, out=apart)
-                counted, opposite = (int(np.bitwise_count(x).sum()) for x in (both, apart))
+                if alike[i] and alike[j]:  # most weights are zero nowhere; a zero has no sign
+                    counted = of_first
+                else:
+                    np.bitwise_and(present[i], present[j], out=both)
+                    np.bitwise_and(apart, both, out=apart)
+                    counted = int(np.bitwise_count(both).sum())
+                opposite = int(np.bitwise_count(apart).sum())
                 for place in {(i, j), (j, i)}:
                     pairs.counted[place] += counted
                     pairs.opposite[place] += opposite
         self._present.fill(0)  # the next ones may be fewer
+        self._negative.fill(0)
