@@ -32,6 +32,9 @@ from hf_zip.streaming.lane import Streamed
 from hf_zip.streaming.models import NotStreamableError, empty_model, mapped_model, names_in_file
 from hf_zip.streaming.writing import TensorWriter, end_of, open_writer
 
+# How much of a written folder is checked before its pages are given back, some 64 KiB for each.
+_ENDS_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class Written:
@@ -168,10 +171,11 @@ def _check_written(cls: type, folder: Path, writer: TensorWriter, dtype: torch.d
         ) from error
     found = {**learned(reloaded), **counters(reloaded)}
     wrong = [n for n, x in found.items() if x.is_floating_point() and x.dtype != dtype]
-    for name, start, numbers in writer.ends:
+    for place, (name, start, numbers) in enumerate(writer.ends):
         if end_of(found[name].view(-1)[start:]) != numbers:
             wrong.append(name)
-        release_pages()  # a page is read with those around it
+        if place % _ENDS_AT_ONCE == 0:  # a page is read with those around it
+            release_pages()
     if wrong:
         raise HfZipError(
             f"the saved parameters {', '.join(wrong[:3])} differ from what was merged; nothing was "
