@@ -24,7 +24,7 @@ class Inversion:
             one side comes back on the other.
     """
 
-    steps: int = 60
+    steps: int = 80
     learning_rate: float = 0.025
     shift: float = 0.125
 
