@@ -9,7 +9,11 @@ a copy: all inputs are read once, and as many bytes as the output has are writte
 medians, and ratios within such a pair; where others use the processors too, the seconds of
 processors say more than those of a clock. The time of a merge is told with and without what the
 process takes to import its libraries, and its peak of resident memory beside the peak after these
-imports. Mergekit has no model of images, and is skipped where its program is not given.
+imports: they end with a merge of tiny models.
+
+The same merges by mergekit (0.1.5) and FusionBench (0.2.33) are measured where a program in an
+environment of theirs is given. Mergekit has no model of images. FusionBench holds all models in
+memory, for TIES several times: eight fine-tunes of BERT-base may take 25 GB.
 """
 
 import argparse
@@ -27,16 +31,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
+from merge_peers import PEERS, Job, installed, run_peer
 
 RESULTS = Path("benchmarks/merge.json")
 BLOCK = 1 << 22
-SPREAD = 2e-3  # standard deviation of what fine-tuning adds to every weight
+_WRITER = Path(__file__).with_name("merge_models.py")
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of a table: a method with its options, here and in mergekit.
+    """One row of a table: a method with its options, here and elsewhere.
 
     Args:
         name: What the row is called.
@@ -44,7 +48,7 @@ class Method:
         parameters: Its options.
         needs_base: Whether it takes the base model.
         models: How many it merges; nothing for all.
-        peer: The same in mergekit: its method, and options of the models.
+        peers: The same in others by their names: the method there, and its options.
     """
 
     name: str
@@ -52,29 +56,58 @@ class Method:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     needs_base: bool = True
     models: int | None = None
-    peer: tuple[str, Mapping[str, Any]] | None = None
+    peers: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
 
 
 METHODS = {
-    "average": Method("average", "average", needs_base=False, peer=("linear", {"weight": 1.0})),
-    "task_arithmetic": Method(
-        "task arithmetic", "task_arithmetic", peer=("task_arithmetic", {"weight": 0.4})
+    "average": Method(
+        "average",
+        "average",
+        needs_base=False,
+        peers={
+            "mergekit": ("linear", {"weight": 1.0}),
+            "fusion_bench": ("SimpleAverageAlgorithm", {}),
+        },
     ),
-    "ties": Method("TIES, global", "ties"),
+    "task_arithmetic": Method(
+        "task arithmetic",
+        "task_arithmetic",
+        peers={
+            "mergekit": ("task_arithmetic", {"weight": 0.4}),
+            "fusion_bench": ("TaskArithmeticAlgorithm", {"scaling_factor": 0.4}),
+        },
+    ),
+    "ties": Method(
+        "TIES, global",
+        "ties",
+        peers={
+            "fusion_bench": (
+                "TiesMergingAlgorithm",
+                {"scaling_factor": 1.0, "threshold": 20, "remove_keys": [], "merge_func": "mean"},
+            )
+        },
+    ),
     "ties_tensor": Method(
         "TIES, per tensor",
         "ties",
         {"trim": "tensor"},
-        peer=("ties", {"weight": 1.0, "density": 0.2}),
+        peers={"mergekit": ("ties", {"weight": 1.0, "density": 0.2})},
     ),
     "dare_ties": Method(
         "DARE-TIES",
         "dare",
         {"merge": "ties", "drop_rate": 0.5},
-        peer=("dare_ties", {"weight": 1.0, "density": 0.5}),
+        peers={"mergekit": ("dare_ties", {"weight": 1.0, "density": 0.5})},
     ),
     "slerp": Method(
-        "SLERP of two", "slerp", needs_base=False, models=2, peer=("slerp", {"t": 0.5})
+        "SLERP of two",
+        "slerp",
+        needs_base=False,
+        models=2,
+        peers={
+            "mergekit": ("slerp", {"t": 0.5}),
+            "fusion_bench": ("SlerpMergeAlgorithm", {"t": 0.5}),
+        },
     ),
 }
 
@@ -114,13 +147,16 @@ def main() -> None:
         "--mergekit", help="its program mergekit-yaml, in an environment of its own"
     )
     parser.add_argument(
+        "--fusion-bench", help="the program python of an environment that has FusionBench"
+    )
+    parser.add_argument(
         "--work", type=Path, help="folder for the models (default: a temporary one)"
     )
     parser.add_argument("--layers", type=int, help="blocks of a model (as the case has)")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"default: {RESULTS}")
     args = parser.parse_args()
-    if args.mergekit is None:
-        print("mergekit is not measured; give its program by --mergekit")
+    found = {name: installed(PEERS[name], getattr(args, name)) for name in PEERS}
+    programs = {name: program for name, program in found.items() if program is not None}
     known = json.loads(args.out.read_text()) if args.out.is_file() else {}
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
@@ -129,8 +165,14 @@ def main() -> None:
             if args.layers is not None:
                 what = replace(what, layers=args.layers)
             base, models = make_models(work / f"{what.family}-{what.layers}", what)
+            tiny = make_models(work / f"{what.family}-tiny", replace(what, models=2, layers=0))
             for name in args.methods:
-                row = measure(METHODS[name], what, base, models, args, work / "out")
+                before = known.get(case, {}).get(name, {})
+                job = Job(what.family, what.dtype, base, models, work / "out")
+                row = {
+                    **peers_of(before),
+                    **measure(METHODS[name], job, tiny, programs, args.repeats),
+                }
                 known.setdefault(case, {})[name] = row
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 args.out.write_text(json.dumps(known, indent=1) + "\n")
@@ -147,85 +189,67 @@ def make_models(folder: Path, case: Case) -> tuple[Path, list[Path]]:
     if missing:
         order = [str(case.layers), case.family, case.dtype]
         order += [f"{i}:{places[i]}" for i in missing]
-        subprocess.run([sys.executable, __file__, "--write", *order], check=True)
+        subprocess.run([sys.executable, str(_WRITER), *order], check=True)
     return places[0], places[1:]
 
 
-def write_models(layers: str, family: str, dtype: str, *wanted: str) -> None:
-    """Writes random models by their numbers: 0 is the base, others are near it."""
-    import torch
-    from transformers import (
-        BertConfig,
-        BertForSequenceClassification,
-        LlamaConfig,
-        LlamaForCausalLM,
-        ViTConfig,
-        ViTForImageClassification,
-    )
-
-    kinds = {
-        "bert": (BertConfig, BertForSequenceClassification),
-        "vit": (ViTConfig, ViTForImageClassification),
-    }
-    shape: dict[str, Any] = {"num_hidden_layers": int(layers)}
-    if family == "llama":
-        config, cls = LlamaConfig, LlamaForCausalLM
-        shape |= {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32}
-        shape |= {"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True}
-    else:
-        config, cls = kinds[family]
-        shape["num_labels"] = 2
-    torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, dtype))
-    base = cls(config(**shape))
-    origin = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    for entry in wanted:
-        number, place = entry.split(":", 1)
-        generator = torch.Generator().manual_seed(int(number))
-        with torch.no_grad():
-            for name, parameter in base.named_parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(origin[name] + (SPREAD * noise if int(number) else 0))
-        if family != "llama":
-            base.config.id2label = {i: f"task {number}, label {i}" for i in range(2)}
-            base.config.label2id = {label: i for i, label in base.config.id2label.items()}
-        base.save_pretrained(place)
+def peers_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of other programs in a row, which are not measured each time."""
+    return {name: row[name] for name in PEERS if name in row}
 
 
 def measure(
     method: Method,
-    case: Case,
-    base: Path,
-    models: Sequence[Path],
-    args: argparse.Namespace,
-    out: Path,
+    job: Job,
+    tiny: tuple[Path, Sequence[Path]],
+    programs: Mapping[str, str],
+    repeats: int,
 ) -> dict[str, Any]:
-    """Returns what pairs of a copy and a merge took, one after the other."""
-    used = list(models[: method.models])
-    inputs = [*([base] if method.needs_base else []), *used]
+    """Returns what pairs of a copy and a merge took, one after the other.
+
+    Args:
+        method: The method.
+        job: All models there are, their base and where the merge goes.
+        tiny: A base and models of the same kind that are merged before, see `merge_once`.
+        programs: What merges by other programs are called by.
+        repeats: How many pairs.
+    """
+    job = replace(
+        job, base=job.base if method.needs_base else None, models=job.models[: method.models]
+    )
+    inputs = [*([] if job.base is None else [job.base]), *job.models]
+    base, few = tiny
     order = {
-        "models": [str(model) for model in used],
+        "models": [str(model) for model in job.models],
+        "tiny_models": [str(model) for model in few],
         "method": method.method,
-        "base_model": str(base) if method.needs_base else None,
+        "base_model": None if job.base is None else str(job.base),
+        "tiny_base_model": None if job.base is None else str(base),
         "parameters": dict(method.parameters),
-        "dtype": case.dtype,
-        "out": str(out),
+        "dtype": job.dtype,
+        "out": str(job.out),
     }
-    row: dict[str, Any] = {"name": method.name, "models": len(used), "pairs": [], "peer": []}
-    for _ in range(args.repeats):
-        load = os.getloadavg()[0]
-        own = time.process_time()
-        copied = copy_bytes(inputs, models[0], out.with_name("copy"))
-        pair = {"load": load, "copy": copied, "copy_cpu": time.process_time() - own}
-        row["pairs"].append({**pair, **run_child(order)})
-        shutil.rmtree(out)
-        if args.mergekit and method.peer is not None and case.family != "vit":
-            copied = copy_bytes(inputs, models[0], out.with_name("copy"))
-            row["peer"].append(
-                {"copy": copied, **run_peer(args.mergekit, method, case, base, used, out)}
-            )
-            shutil.rmtree(out, ignore_errors=True)
+    row: dict[str, Any] = {"name": method.name, "models": len(job.models), "pairs": []}
+    called = [
+        (name, program)
+        for name, program in programs.items()
+        if name in method.peers and job.family in PEERS[name].families
+    ]
+    for _ in range(repeats):
+        row["pairs"].append({**copied(inputs, job), **run_child(order)})
+        shutil.rmtree(job.out)
+        for name, program in called:
+            pair = copied(inputs, job)
+            pair |= run_peer(PEERS[name], program, job, *method.peers[name])
+            row.setdefault(name, []).append(pair)
     return row
+
+
+def copied(inputs: Sequence[Path], job: Job) -> dict[str, float]:
+    """Returns what a copy takes, and how many processes were at work at its beginning."""
+    load, own = os.getloadavg()[0], time.process_time()
+    seconds = copy_bytes(inputs, job.models[0], job.out.with_name("copy"))
+    return {"load": load, "copy": seconds, "copy_cpu": time.process_time() - own}
 
 
 def copy_bytes(inputs: Sequence[Path], like: Path, out: Path) -> float:
@@ -260,19 +284,24 @@ def run_child(order: Mapping[str, Any]) -> dict[str, float]:
 
 
 def merge_once(order: str) -> None:
-    """Merges, and prints seconds and peaks as JSON."""
+    """Merges, and prints seconds and peaks as JSON.
+
+    Libraries are imported where they are first needed, many in the midst of a merge. So tiny models
+    of the same kind are merged before, and count as imports.
+    """
     given = json.loads(order)
-    models = given.pop("models")
+    tiny = {key: given.pop(f"tiny_{key}") for key in ("models", "base_model")}
     started = time.perf_counter()
     import hf_zip
-    from hf_zip import pipeline  # what `hf_zip.merge` loads on first use
 
+    common: dict[str, Any] = {"progress": False, "lane": "stream"}
+    hf_zip.merge(**common, **{**given, **tiny, "out": f"{given['out']}_tiny"})
+    shutil.rmtree(f"{given['out']}_tiny")
     imported = {"imports": time.perf_counter() - started, "imports_peak": peak()}
     started, own = time.perf_counter(), time.process_time()
-    hf_zip.merge(models, progress=False, lane="stream", **given)
+    hf_zip.merge(**common, **given)
     seconds = time.perf_counter() - started
     found = {"merge": seconds, "merge_cpu": time.process_time() - own, "peak": peak()}
-    del pipeline
     print(json.dumps({**imported, **found, "process_cpu": time.process_time()}))
 
 
@@ -281,55 +310,21 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def run_peer(
-    program: str, method: Method, case: Case, base: Path, models: Sequence[Path], out: Path
-) -> dict[str, Any]:
-    """What the same merge takes in mergekit, or what it says where it fails."""
-    name, parameters = method.peer or ("", {})
-    own = {} if name == "slerp" else {"parameters": dict(parameters)}
-    recipe: dict[str, Any] = {
-        "merge_method": name,
-        "models": [{"model": str(model), **own} for model in models],
-        "dtype": case.dtype,
-    }
-    if name == "slerp":
-        recipe |= {"base_model": str(models[0]), "parameters": dict(parameters)}
-    elif method.needs_base:
-        recipe["base_model"] = str(base)
-    path = out.with_name("mergekit.yaml")
-    path.write_text(yaml.safe_dump(recipe))
-    timed = [tool, "-f", "%M"] if (tool := shutil.which("time")) else []
-    started = time.perf_counter()
-    done = subprocess.run(
-        [*timed, program, str(path), str(out), "--quiet"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1][:300] if done.stderr else "?"}
-    peaks = {"peak": int(done.stderr.strip().splitlines()[-1]) / 1e3} if timed else {}
-    return {"process": seconds, **peaks}
-
-
 def summary(row: Mapping[str, Any]) -> dict[str, float]:
     """The medians of a row."""
     pairs = row["pairs"]
     found = {key: median(pair[key] for pair in pairs) for key in pairs[0]}
     found["merge / copy"] = median(pair["merge"] / pair["copy"] for pair in pairs)
     found["process / copy"] = median(pair["process"] / pair["copy"] for pair in pairs)
-    peers = [pair for pair in row["peer"] if "process" in pair]
-    if peers:
-        found["peer"] = median(pair["process"] for pair in peers)
-        found["peer / copy"] = median(pair["process"] / pair["copy"] for pair in peers)
+    for name in PEERS:
+        if peers := [pair for pair in row.get(name, ()) if "process" in pair]:
+            found[name] = median(pair["process"] for pair in peers)
+            found[f"{name} / copy"] = median(pair["process"] / pair["copy"] for pair in peers)
     return {key: round(value, 3) for key, value in found.items()}
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--merge"]:
         merge_once(sys.argv[2])
-    elif sys.argv[1:2] == ["--write"]:
-        write_models(*sys.argv[2:])
     else:
         main()
