@@ -223,3 +223,10 @@ def test_task_vectors_are_interpolated_around_the_base(method):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
     assert torch.equal(plain.bert.get_parameter(name), beside.bert.get_parameter(name))
     assert not torch.allclose(plain.bert.get_parameter(name), around.bert.get_parameter(name))
+
+
+def test_an_angle_leaves_tensors_as_they_are():
+    both = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = both.clone()
+    assert angle_between(lambda: [both]) > 0
+    assert torch.equal(both, before)

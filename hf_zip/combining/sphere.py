@@ -1,10 +1,10 @@
 """Means of directions: tensors as points of a sphere, and the arcs between them."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 _SMALLEST = 1e-7  # angles, in radians, below which an arc is a straight line
@@ -39,17 +39,22 @@ def angle_between(passes: Callable[[], Iterable[Float[Tensor, "two ..."]]]) -> f
     Args:
         passes: Starts a pass over the parts of both.
     """
+
+    def rows() -> Iterator[Float64[Tensor, "two n"]]:
+        for part in passes():
+            yield part.reshape(2, -1).to(torch.float64, copy=True)  # to be worked on in place
+
     squares = torch.zeros(2, dtype=torch.float64)
-    for part in passes():
-        squares += part.reshape(2, -1).double().square().sum(dim=1).cpu()
+    for pair in rows():
+        squares += pair.square_().sum(dim=1).cpu()
     norms = squares.sqrt()
     if not norms.all():
         return 0.0
     apart = together = 0.0
-    for part in passes():
-        first, second = part.reshape(2, -1).double() / norms.to(part.device)[:, None]
-        apart += float((first - second).square().sum())
-        together += float((first + second).square().sum())
+    for pair in rows():
+        first, second = pair.div_(norms.to(pair.device)[:, None])
+        apart += float((first - second).square_().sum())
+        together += float(first.add_(second).square_().sum())
     return 2 * math.atan2(math.sqrt(apart), math.sqrt(together))
 
 
