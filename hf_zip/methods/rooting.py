@@ -143,8 +143,8 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
     A model whose weights are alike to the root's already is a sibling and stays as it is. A method
     that needs a base gets the root for one, so the root's own task vector is zero there.
 
-    Source: GAN Cocktail (https://arxiv.org/abs/2106.03847), there for generators and their mean;
-    section 3.2 has the second stage.
+    Source: GAN Cocktail (https://arxiv.org/abs/2106.03847), there for generators and their mean,
+    which its second stage trains on what the models generate.
     """
     options = options.settled(inputs.runtime.models[0], inputs.runtime.table)
     if options.then == _REFIT and len(set(inputs.weights)) > 1:

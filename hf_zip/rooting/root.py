@@ -90,7 +90,7 @@ def root_model(
         HfZipError: There are no inputs, the models cannot be compared, the training fails, or what
             the copy should begin as is not known.
 
-    Source: GAN Cocktail (https://arxiv.org/abs/2106.03847), section 3.1, for generators; features
+    Source: GAN Cocktail (https://arxiv.org/abs/2106.03847), its first stage, for generators; features
     as by FitNets (https://arxiv.org/abs/1412.6550), answers as by distillation
     (https://arxiv.org/abs/1503.02531).
     """
