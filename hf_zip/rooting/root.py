@@ -90,8 +90,8 @@ def root_model(
         HfZipError: There are no inputs, the models cannot be compared, the training fails, or what
             the copy should begin as is not known.
 
-    Source: GAN Cocktail (https://arxiv.org/abs/2106.03847), its first stage, for generators; features
-    as by FitNets (https://arxiv.org/abs/1412.6550), answers as by distillation
+    Source: the first stage of GAN Cocktail (https://arxiv.org/abs/2106.03847), for generators;
+    features as by FitNets (https://arxiv.org/abs/1412.6550), answers as by distillation
     (https://arxiv.org/abs/1503.02531).
     """
     from hf_zip.training.train import train  # whose transformers.Trainer takes seconds to import
