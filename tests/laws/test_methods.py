@@ -22,7 +22,7 @@ METHODS = list(methods().values())
 NO_RIDGE = {"penalty": 1e-10, "head_penalty": 1e-10}
 UNTRAINED = {"training": {"steps": 0}}
 LOSSLESS = {
-    "rooting": UNTRAINED,
+    "rooting": {"then": "zipfit", "then_parameters": NO_RIDGE, **UNTRAINED},
     "distill": {"penalty": 1e-10, **UNTRAINED},
     "fs_merge": {"start": 0, "penalty": 1e-10, **UNTRAINED},
     "zipit": {"alpha": 1.0},
