@@ -261,6 +261,7 @@ found = {"updates": updates, "states": [f.state() for f in found]}
 """
 
 
+@pytest.mark.slow  # starts Python twice
 def test_two_processes_give_the_statistics_of_texts_of_one(tmp_path):
     two = run_in(2, TEXT_SCRIPT, tmp_path)
     assert len(set(two["updates"])) == 2

@@ -338,6 +338,7 @@ def launch(folder, processes):
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
+@pytest.mark.slow  # starts Python twice
 def test_two_processes_measure_what_one_does(tmp_path):
     (alone,) = launch(tmp_path / "one", 1)
     two = launch(tmp_path / "two", 2)
