@@ -1,14 +1,13 @@
 """Rooting: models brought into the parameter space of one of them, then merged as siblings."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
-from hf_zip.align import State
 from hf_zip.aligned import split_heads
 from hf_zip.errors import HfZipError
 from hf_zip.learned import learned
@@ -16,14 +15,11 @@ from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOpti
 from hf_zip.methods import method_named, methods
 from hf_zip.nested import run_nested
 from hf_zip.plain import build
-from hf_zip.products import products, total, verdict
 from hf_zip.refit.walk import check_outputs, check_scores
-from hf_zip.rooting.distil import Start, distil
 from hf_zip.rooting.options import DistillTraining, RootingOptions
-from hf_zip.rooting.root import Rooted, root_model
+from hf_zip.rooting.root import Rooted
+from hf_zip.roots import check_own_bases, find_root, is_sibling, rooted, trained_further
 from hf_zip.support import support
-from hf_zip.training.options import TrainingOptions
-from hf_zip.training.trained import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -156,17 +152,16 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
         )
     method, models = method_named(options.then), inputs.runtime.models
     _, trunks = split_heads(inputs, inputs.states)
-    root = _root(inputs, options, trunks)
+    root = find_root(inputs, trunks, options.root, options.first, options.root_options())
     elsewhere = [
-        position != options.root and (bool(root.config) or not _is_sibling(root.trunk, trunk))
+        position != options.root and (bool(root.config) or not is_sibling(root.trunk, trunk))
         for position, trunk in enumerate(trunks)
     ]
     if options.start == "transport":
-        _check_own_bases(inputs, elsewhere, root)
+        check_own_bases(inputs, elsewhere, root)
     found: list[Rooted | None] = []
     for position, model in enumerate(models):
-        brought = _rooted(inputs, options, position, root) if elsewhere[position] else None
-        found.append(brought)
+        found.append(rooted(inputs, options, position, root) if elsewhere[position] else None)
         model.cpu()
     alike = tuple(own.model if own else m for own, m in zip(found, models, strict=True))
     own = build(method.options, options.then_parameters, "parameters.then_parameters")
@@ -178,10 +173,10 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
         runtime=replace(inputs.runtime, models=alike, whole=()),
     )
     merged = run_nested(method, siblings, own)
-    rooted = {position: own for position, own in enumerate(found) if own is not None}
+    by_position = {position: own for position, own in enumerate(found) if own is not None}
     merged = replace(merged, config={**root.config, **merged.config})
     if options.second_stage is not None:
-        merged = _trained_further(inputs, options, options.second_stage, merged)
+        merged = trained_further(inputs, options, options.second_stage, merged)
     return replace(
         merged,
         aligned=(),
@@ -189,114 +184,11 @@ def run(inputs: MergeInputs, options: RootingMergeOptions) -> Merged:
             **merged.provenance,
             "trainings": (
                 *root.trainings,
-                *(own.trained for own in rooted.values()),
+                *(own.trained for own in by_position.values()),
                 *merged.provenance.get("trainings", ()),
             ),
-            "barriers": {position: own.barrier for position, own in rooted.items()},
+            "barriers": {position: own.barrier for position, own in by_position.items()},
         },
-    )
-
-
-@dataclass(frozen=True)
-class _Root:
-    """What models are rooted in.
-
-    Args:
-        trunk: Its parameters, heads left out.
-        heads: Of each model the head that reads its features; empty where that is to be fitted.
-        config: Entries of its config that differ from the models'.
-        trainings: What was trained to make it.
-    """
-
-    trunk: State
-    heads: tuple[State, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
-    trainings: tuple[Trained, ...] = ()
-
-
-def _root(inputs: MergeInputs, options: RootingMergeOptions, trunks: Sequence[State]) -> _Root:
-    if options.root == "base":
-        return _Root(inputs.base or {})
-    if options.first is not None:
-        made = run_nested(options.first, inputs, options.root_options())
-        statistics = {name for name, _ in inputs.runtime.models[0].named_buffers()}
-        trunk = {name: x.cpu() for name, x in made.state.items() if name not in statistics}
-        return _Root(trunk, made.heads, made.config, made.provenance.get("trainings", ()))
-    position = int(options.root)
-    if not 0 <= position < len(trunks):
-        raise HfZipError(
-            f"root is {position}; it should be from 0 to {len(trunks) - 1}, base with a "
-            "base_model, or merge"
-        )
-    names = {name for name, _ in inputs.runtime.models[0].named_parameters()}
-    return _Root({name: x for name, x in trunks[position].items() if name in names})
-
-
-def _rooted(
-    inputs: MergeInputs, options: RootingMergeOptions, position: int, root: _Root
-) -> Rooted:
-    runtime, training = inputs.runtime, options.training
-    feed = runtime.feeds[position]
-    if training.checkpoints is not None:  # a folder for each model
-        folder = f"{training.checkpoints}/model_{position}"
-        options = replace(options, training=replace(training, checkpoints=folder))
-    return root_model(
-        runtime.models[position],
-        root.trunk,
-        feed.inputs,
-        options,
-        feed.batch_size,
-        runtime.accelerator,
-        runtime.table,
-        inputs.seed,
-        f"rooting of model {position}",
-        runtime.progress,
-        root.heads[position] if root.heads else None,
-        root.config,
-        inputs.own_bases[position] if inputs.own_bases else None,
-    )
-
-
-def _check_own_bases(inputs: MergeInputs, elsewhere: Sequence[bool], root: "_Root") -> None:
-    """Checks, before anything is trained, that models can begin as their transports."""
-    if root.config:
-        raise HfZipError(
-            f"start is 'transport', but the root has {', '.join(root.config)} of its own, and only "
-            "to models of the same shape can something be brought; leave start or root out"
-        )
-    bases = inputs.own_bases or (None,) * len(elsewhere)
-    lacking = [k for k, own in enumerate(bases) if own is None and elsewhere[k]]
-    if lacking:
-        raise HfZipError(
-            f"start is 'transport', but models.{lacking[0]} has no base_model of its own, so what "
-            "it learnt there is not known; name it (--own-base), or leave start out"
-        )
-
-
-def _trained_further(
-    inputs: MergeInputs, options: RootingOptions, training: TrainingOptions, merged: Merged
-) -> Merged:
-    """The merge after it has learnt from the models as they were before they were rooted."""
-    runtime = inputs.runtime
-    start = Start(merged.state, merged.heads, merged.config)
-    found, trained = distil(
-        runtime.models,
-        runtime.feeds,
-        inputs.weights,
-        start,
-        options,
-        training,
-        runtime.accelerator,
-        inputs.seed,
-        "second stage",
-        runtime.progress,
-    )
-    trainings = (*merged.provenance.get("trainings", ()), trained)
-    return replace(
-        merged,
-        state=dict(found.trunk),
-        heads=tuple(map(dict, found.heads)),
-        provenance={**merged.provenance, "trainings": trainings},
     )
 
 
@@ -309,15 +201,6 @@ def _can_be_fitted(model: PreTrainedModel, adapter: Adapter) -> bool:
     except HfZipError:
         return False
     return True
-
-
-def _is_sibling(root: Mapping[str, Any], trunk: Mapping[str, Any]) -> bool:
-    """Whether weights are as alike as those of fine-tunes of one model."""
-    wide = [name for name, tensor in root.items() if tensor.dim() >= 2]
-    if not wide:
-        return False
-    alike = total(own.weights for own in products([root, trunk], {}, wide).values())
-    return verdict(alike.cosine(0, 1)) == "shared"
 
 
 ENTRY = MergeMethod(
