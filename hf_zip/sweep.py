@@ -77,7 +77,7 @@ def sweep(
         models = _by_size(recipe, method, prepared, sizes)
     else:
         unmerge = resolve_unmerge(method, request)
-        models = _by_depth(recipe, method, prepared, depths, unmerge)
+        models = _by_depth(method, prepared, depths, unmerge)
     *others, (last, model) = models.items()
     evaluation = measure(model, request, prepared, dict(others), last)
     if accelerator.is_main_process:
@@ -87,7 +87,6 @@ def sweep(
 
 
 def _by_depth(
-    recipe: Recipe,
     method: MergeMethod,
     prepared: Prepared,
     depths: Sequence[int] | None,
@@ -104,8 +103,7 @@ def _by_depth(
         )
     if chosen[0] < count:
         check_partial(runtime.models[0], runtime.adapter)
-    options = method_options(method, recipe.parameters)
-    merged = run_method(method, prepared, options)
+    merged = run_method(method, prepared, prepared.options)
     return {
         f"{method.name}, {depth} of {count} blocks": build_model(
             merged, prepared, {}, None if depth == count else depth, torch.float32, unmerge
