@@ -1,4 +1,4 @@
-"""What models are rooted in, and their copies of it."""
+"""What models are rooted in, their copies of it, and what is taught by all of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,7 @@ from hf_zip.method import Merged, MergeInputs, MergeMethod
 from hf_zip.nested import run_nested
 from hf_zip.products import products, total, verdict
 from hf_zip.rooting.distil import Start, distil
-from hf_zip.rooting.options import RootingOptions
+from hf_zip.rooting.options import LessonOptions, RootingOptions
 from hf_zip.rooting.root import Rooted, root_model
 from hf_zip.training.options import TrainingOptions
 from hf_zip.training.trained import Trained
@@ -125,6 +125,37 @@ def check_own_bases(inputs: MergeInputs, elsewhere: Sequence[bool], root: Root) 
         )
 
 
+def taught(
+    inputs: MergeInputs,
+    start: Start,
+    options: LessonOptions,
+    training: TrainingOptions,
+    name: str,
+) -> tuple[Start, Trained]:
+    """Returns one model that was trained to do what all do, and what is known of its training.
+
+    Args:
+        inputs: What the merge works on.
+        start: What it begins as.
+        options: What is compared.
+        training: How to train.
+        name: What the training is called.
+    """
+    runtime = inputs.runtime
+    return distil(
+        runtime.models,
+        runtime.feeds,
+        inputs.weights,
+        start,
+        options,
+        training,
+        runtime.accelerator,
+        inputs.seed,
+        name,
+        runtime.progress,
+    )
+
+
 def trained_further(
     inputs: MergeInputs, options: RootingOptions, training: TrainingOptions, merged: Merged
 ) -> Merged:
@@ -136,20 +167,8 @@ def trained_further(
         training: How to train.
         merged: The merge of the rooted models.
     """
-    runtime = inputs.runtime
     start = Start(merged.state, merged.heads, merged.config)
-    found, trained = distil(
-        runtime.models,
-        runtime.feeds,
-        inputs.weights,
-        start,
-        options,
-        training,
-        runtime.accelerator,
-        inputs.seed,
-        "second stage",
-        runtime.progress,
-    )
+    found, trained = taught(inputs, start, options, training, "second stage")
     trainings = (*merged.provenance.get("trainings", ()), trained)
     return replace(
         merged,

@@ -11,8 +11,9 @@ from hf_zip.methods import method_named
 from hf_zip.nested import run_nested
 from hf_zip.plain import build
 from hf_zip.refit.head import refit_heads
-from hf_zip.rooting.distil import Start, distil
+from hf_zip.rooting.distil import Start
 from hf_zip.rooting.options import DistillTraining, LessonOptions
+from hf_zip.roots import taught
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def run(inputs: MergeInputs, options: DistillOptions) -> Merged:
     Shen et al. (https://arxiv.org/abs/1811.02796), there layer by layer. Features are compared as
     by FitNets (https://arxiv.org/abs/1412.6550), through maps that are fitted at the start.
     """
-    runtime, first = inputs.runtime, options.first
+    first = options.first
     trainings: tuple[Any, ...] = ()
     if first is None:
         start = _of_source(inputs, int(options.start), options.penalty)
@@ -75,17 +76,7 @@ def run(inputs: MergeInputs, options: DistillOptions) -> Merged:
         merged = run_nested(first, inputs, options.start_options())
         trainings = merged.provenance.get("trainings", ())
         start = Start(merged.state, merged.heads, merged.config)
-    found, trained = distil(
-        runtime.models,
-        runtime.feeds,
-        inputs.weights,
-        start,
-        options,
-        options.training,
-        runtime.accelerator,
-        inputs.seed,
-        progress=runtime.progress,
-    )
+    found, trained = taught(inputs, start, options, options.training, "distillation")
     return Merged(
         state=dict(found.trunk),
         heads=tuple(map(dict, found.heads)),
