@@ -31,20 +31,17 @@ class Then:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
+ZIPFIT = Then("zipfit", "zipfit")
+REGMEAN_WITH_HEAD = Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"})
 # Of the root and of models that were rooted in it; the root's own task vector would be zero.
 BESIDE_ROOT = (
     Then("average", "average"),
     Then("ties", "ties", {"scaling": 0.5}),
     Then("regmean", "regmean", {"alpha": 1.0}),
-    Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"}),
-    Then("zipfit", "zipfit"),
+    REGMEAN_WITH_HEAD,
+    ZIPFIT,
 )
-TIED, FREE = {"anchor": 10.0}, {"anchor": 0.0}
-# Of the same, where nothing draws rooted models back to the root.
-WITHOUT_ANCHOR = (
-    Then("regmean, least-squares head", "regmean", {"alpha": 1.0, "refit": "head"}),
-    Then("zipfit", "zipfit"),
-)
+TIED, FREE = {"anchor": 10.0}, {"anchor": 0.0}  # free: nothing draws models back to the root
 # Of models that were all rooted in their merge by zipfit.
 FROM_MERGE = (
     Then("average", "average"),
@@ -196,15 +193,15 @@ class Group:
 
 def rows(group: Group, budgets: Sequence[Budget]) -> dict[str, Callable[[], Made]]:
     """Returns what makes each row, by its name; what rows share is made once."""
-    fit, found = Then("zipfit", "zipfit"), dict[str, Callable[[], Made]]()
+    found = dict[str, Callable[[], Made]]()
 
     def add(name: str, make: Callable[..., Made], *given: Any) -> None:
         found[name] = partial(make, name, *given)
 
     add("weight average", group.merge, Then("average", "average"), None)
-    add("zipfit", group.merge, fit, group.few_of(ALL))
+    add("zipfit", group.merge, ZIPFIT, group.few_of(ALL))
     for data in dict.fromkeys(budget.data for budget in budgets):
-        add(f"zipfit, all inputs of {data}", group.merge, fit, group.inputs[data])
+        add(f"zipfit, all inputs of {data}", group.merge, ZIPFIT, group.inputs[data])
     merged = cache(partial(_zipfit, group))  # once for all steps on the same data
 
     def first() -> tuple[str, Mapping[str, Any]]:
@@ -213,9 +210,9 @@ def rows(group: Group, budgets: Sequence[Budget]) -> dict[str, Callable[[], Made
     for budget in budgets:
         roots: dict[str, tuple[Sequence[Then], Home, Mapping[str, Any]]] = {
             "the first": (BESIDE_ROOT, first, TIED),
-            "the first without anchor": (WITHOUT_ANCHOR, first, FREE),
+            "the first without anchor": ((REGMEAN_WITH_HEAD, ZIPFIT), first, FREE),
             "zipfit": (FROM_MERGE, partial(merged, budget.data), TIED),
-            "zipfit without anchor": (WITHOUT_ANCHOR[-1:], partial(merged, budget.data), FREE),
+            "zipfit without anchor": ((ZIPFIT,), partial(merged, budget.data), FREE),
         }
         for root, (thens, home, training) in roots.items():
             siblings = cache(partial(_siblings, group, home, budget, training))
