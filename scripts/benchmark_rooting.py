@@ -38,6 +38,7 @@ from hf_zip.generated import SYNTHESISED
 from hf_zip.readers import reader_of
 from hf_zip.recipe import CalibrationSpec
 from hf_zip.report import versions
+from hf_zip.sources import Source
 from hf_zip.tasks import Task, resolve_tasks
 
 RESULTS = "rooting"
@@ -230,7 +231,7 @@ def _group(
         if name != OF_PARENTS
     }
     if OF_PARENTS in arguments.generated:
-        drawn[OF_PARENTS] = of_parents(folders, arguments.samples, position)
+        drawn[OF_PARENTS] = of_parents(sources, arguments.samples, position)
     every = {**inputs, **drawn}
     group = Group(sources, tasks, every, arguments.few, training, scratch, position)
     if longest:
@@ -248,16 +249,16 @@ def _group(
     return group, parts, compared
 
 
-def of_parents(folders: Mapping[str, Path], samples: int, seed: int) -> Tensor:
+def of_parents(sources: Sequence[Source], samples: int, seed: int) -> Tensor:
     """Returns pixel values of images that models synthesise, of all of them in turn.
 
     Args:
-        folders: The models.
+        sources: The models.
         samples: How many images in all.
         seed: Decides them.
     """
-    found, share = [], samples // len(folders)
-    for source in named_sources(folders):
+    found, share = [], samples // len(sources)
+    for source in sources:
         spec = CalibrationSpec((f"{SYNTHESISED}{source.reference}",), samples=share)
         own = load_inputs(spec, reader_of(source, 1), seed, progress=False)
         found.append(torch.stack([own[k]["pixel_values"] for k in range(share)]))
