@@ -10,6 +10,7 @@ from hf_zip.methods import method_named
 # Of sums of task vectors, which grow with their number, and of merges that do not.
 _SUMS = (0.15, 0.2, 0.3, 0.5)
 _MEANS = (0.6, 1.0, 1.5, 2.0)
+_SPECTRA = (*_MEANS, 2.5, 3.0)
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,14 @@ GRIDS = (
     Grid("pcb", {"scaling": _MEANS}),
     Grid("sce", {"scaling": _MEANS}),
     Grid("tsv", {"scaling": (0.4, 0.6, 0.8, 1.0, 1.5)}),
-    Grid("iso_c", {"scaling": _MEANS}),
-    Grid("iso_cts", {"scaling": _MEANS}),
+    Grid("iso_c", {"scaling": _SPECTRA}),
+    Grid("iso_cts", {"scaling": _SPECTRA}),
     Grid("wudi", {"scaling": (0.4, 0.6, 0.8, 1.0), "penalty": (0.01, 0.1)}),
-    Grid("ace", {"scaling": (0.6, 1.5)}),
+    Grid("ace", {"scaling": (0.4, 0.6, 0.8)}),
     Grid("knots"),
     Grid("regmean", {"alpha": (0.7, 1.0)}),
     Grid("regmean_pp", {"alpha": (0.7, 1.0)}),
-    Grid("fisher"),
+    Grid("fisher", {"floor": (0.5,)}),
     Grid("mats", {"iterations": (10, 30)}),
     Grid("adamerging", fixed={"training": {"steps": 60, "learning_rate": 0.01}}),
     Grid("emr"),

@@ -97,20 +97,19 @@ def test_numbers_count_by_the_information_of_their_model():
         fisher(m, Feed(f, 1), (4, k), RUN, "")
         for k, (m, f) in enumerate(zip(models, feeds, strict=True))
     ]
-    counts = [w * f[name].clamp(min=1e-3) for w, f in zip((1.0, 3.0), own, strict=True)]
+    means = [
+        torch.cat([x.flatten() for n, x in f.items() if not n.startswith("classifier")]).mean()
+        for f in own
+    ]
+    floored = [f[name].clamp(min=1e-3 * m) for f, m in zip(own, means, strict=True)]
+    counts = [w * f for w, f in zip((1.0, 3.0), floored, strict=True)]
     values = [model.get_parameter(name).detach() for model in models]
     expected = sum(c * v for c, v in zip(counts, values, strict=True)) / sum(counts)
     options = {"weights": [1.0, 3.0], "seed": 4}
     found = run("fisher", models, feeds, floor=1e-3, normalise=False, **options)
     torch.testing.assert_close(found[name], expected)
 
-    norms = [
-        torch.cat([x.flatten() for n, x in f.items() if not n.startswith("classifier")]).norm()
-        for f in own
-    ]
-    counts = [
-        w / n * f[name].clamp(min=1e-3) for w, n, f in zip((1.0, 3.0), norms, own, strict=True)
-    ]
+    counts = [w / m * f for w, m, f in zip((1.0, 3.0), means, floored, strict=True)]
     expected = sum(c * v for c, v in zip(counts, values, strict=True)) / sum(counts)
     found = run("fisher", models, feeds, floor=1e-3, **options)
     torch.testing.assert_close(found[name], expected)
@@ -118,7 +117,7 @@ def test_numbers_count_by_the_information_of_their_model():
 
 def test_above_all_information_the_floor_gives_the_weighted_mean():
     models, feeds = siblings(), [texts(1), texts(2)]
-    found = run("fisher", models, feeds, weights=[1.0, 3.0], floor=1e12, normalise=False)
+    found = run("fisher", models, feeds, weights=[1.0, 3.0], floor=1e12)
     for name, parameter in found.items():
         one, two = (model.get_parameter(name).detach() for model in models)
         torch.testing.assert_close(parameter, (one + 3 * two) / 4)

@@ -1,8 +1,8 @@
 """Fisher merging: a number counts by how much its model's answers depend on it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hf_zip.align import mean
@@ -21,15 +21,16 @@ class FisherOptions:
     """How numbers are weighed, and what follows.
 
     Args:
-        floor: The least that a number counts by, above 0: where no model's answers depend on it,
-            the mean by the models' weights is taken.
-        normalise: Whether each model's Fisher information is divided by its norm over all
+        floor: The least that a number counts by, above 0, as a share of the mean of its model's
+            Fisher information: where no model's answers depend on it, the mean by the models'
+            weights is taken.
+        normalise: Whether each model's Fisher information is divided by its mean over all
             parameters, so that a model with larger gradients does not count more.
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
 
-    floor: float = 1e-6
+    floor: float = 0.1
     normalise: bool = True
     refit: SiblingRefit = "none"
 
@@ -42,11 +43,11 @@ def run(inputs: MergeInputs, options: FisherOptions) -> Merged:
     """Returns Σ λ_k F_k θ_k / Σ λ_k F_k, number by number.
 
     F_k is the diagonal of model k's Fisher information, on inputs of its own where the recipe gives
-    some, with labels drawn from its answers; λ_k is its weight, over the norm of F_k if
-    `normalise` says so.
+    some, with labels drawn from its answers; λ_k is its weight, over the mean of F_k if
+    `normalise` says so: a few numbers make up most of the norm of F_k.
 
     Source: Merging Models with Fisher-Weighted Averaging (https://arxiv.org/abs/2111.09832),
-    section 3. The norm and the floor are not in its formula. The information is that of whole
+    section 3. The mean and the floor are not in its formula. The information is that of whole
     models; heads are not merged.
     """
     check_refit(inputs, options.refit)
@@ -64,16 +65,22 @@ def run(inputs: MergeInputs, options: FisherOptions) -> Merged:
         running = Run(runtime.accelerator, runtime.progress)
         found = fisher(whole, feed, (inputs.seed, position), running, title)
         shared = {name: found[full] for name, full in names.items() if name in trunk}
-        norm = torch.stack([own.norm() for own in shared.values()]).norm()
-        scale = 1 / norm if options.normalise and norm > 0 else 1.0
+        mean_of_all = _mean(shared.values())
+        scale = inputs.weights[position] * (1.0 if options.normalise else mean_of_all)
         for name, own in shared.items():
-            counts = inputs.weights[position] * scale * own.clamp(min=options.floor).cpu()
+            counts = scale * (own / mean_of_all).clamp(min=options.floor).cpu()
             change = trunks[position][name].double() - trunk[name].double()
             sums[name] = sums[name] + counts * change if name in sums else counts * change
             totals[name] = totals[name] + counts if name in totals else counts
     for name, total in totals.items():
         trunk[name] = (trunk[name].double() + sums[name] / total).to(trunk[name])
     return after_siblings(inputs, trunk, heads, options.refit, inputs.weights)
+
+
+def _mean(values: Collection[Tensor]) -> float:
+    """The mean of all numbers; 1 where they are all zero, and count the same."""
+    found = sum(float(own.sum()) for own in values) / sum(own.numel() for own in values)
+    return found if found > 0 else 1.0
 
 
 ENTRY = MergeMethod(
