@@ -75,7 +75,7 @@ GRIDS = (
     Grid("knots"),
     Grid("regmean", {"alpha": (0.7, 1.0)}),
     Grid("regmean_pp", {"alpha": (0.7, 1.0)}),
-    Grid("fisher", {"floor": (0.5,)}),
+    Grid("fisher", {"normalise": ("none", "model")}),
     Grid("mats", {"iterations": (10, 30)}),
     Grid("adamerging", fixed={"training": {"steps": 60, "learning_rate": 0.01}}),
     Grid("emr"),

@@ -90,28 +90,21 @@ def test_what_is_drawn_does_not_depend_on_the_batch_or_its_padding(head):
     assert batch.item() == pytest.approx(sum(loss.item() for loss in single))
 
 
-def test_numbers_count_by_the_information_of_their_model():
+@pytest.mark.parametrize("normalise", ["none", "model", "tensor"])
+def test_numbers_count_by_the_information_of_their_model(normalise):
     models, feeds = siblings(), [texts(1), texts(2)]
     name = "bert.encoder.layer.0.intermediate.dense.weight"
-    own = [
-        fisher(m, Feed(f, 1), (4, k), RUN, "")
-        for k, (m, f) in enumerate(zip(models, feeds, strict=True))
-    ]
-    means = [
-        torch.cat([x.flatten() for n, x in f.items() if not n.startswith("classifier")]).mean()
-        for f in own
-    ]
-    floored = [f[name].clamp(min=1e-3 * m) for f, m in zip(own, means, strict=True)]
-    counts = [w * f for w, f in zip((1.0, 3.0), floored, strict=True)]
+    counts = []
+    for position, (model, feed) in enumerate(zip(models, feeds, strict=True)):
+        own = fisher(model, Feed(feed, 1), (4, position), RUN, "")
+        trunk = [f.flatten() for full, f in own.items() if not full.startswith("classifier")]
+        mean = own[name].mean() if normalise == "tensor" else torch.cat(trunk).mean()
+        scale = 1.0 if normalise == "none" else 1 / mean
+        counts.append((1.0, 3.0)[position] * scale * own[name].clamp(min=0.3 * mean))
     values = [model.get_parameter(name).detach() for model in models]
     expected = sum(c * v for c, v in zip(counts, values, strict=True)) / sum(counts)
-    options = {"weights": [1.0, 3.0], "seed": 4}
-    found = run("fisher", models, feeds, floor=1e-3, normalise=False, **options)
-    torch.testing.assert_close(found[name], expected)
-
-    counts = [w / m * f for w, m, f in zip((1.0, 3.0), means, floored, strict=True)]
-    expected = sum(c * v for c, v in zip(counts, values, strict=True)) / sum(counts)
-    found = run("fisher", models, feeds, floor=1e-3, **options)
+    options = {"weights": [1.0, 3.0], "seed": 4, "floor": 0.3, "normalise": normalise}
+    found = run("fisher", models, feeds, **options)
     torch.testing.assert_close(found[name], expected)
 
 

@@ -1,7 +1,8 @@
 """Fisher merging: a number counts by how much its model's answers depend on it."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -24,14 +25,16 @@ class FisherOptions:
         floor: The least that a number counts by, above 0, as a share of the mean of its model's
             Fisher information: where no model's answers depend on it, the mean by the models'
             weights is taken.
-        normalise: Whether each model's Fisher information is divided by its mean over all
-            parameters, so that a model with larger gradients does not count more.
+        normalise: Over which numbers a model's Fisher information is divided by its mean, so that a
+            model with larger gradients does not count more: those of a "tensor", of the whole
+            "model", or "none", as in the paper. The floor is a share of the same mean, and of that
+            of the model if it is "none".
         refit: "head" fits the task heads anew, by least squares on the calibration inputs; "repair"
             restores mean and deviation of what every layer gives.
     """
 
     floor: float = 0.1
-    normalise: bool = True
+    normalise: Literal["none", "model", "tensor"] = "tensor"
     refit: SiblingRefit = "none"
 
     def __post_init__(self) -> None:
@@ -43,7 +46,7 @@ def run(inputs: MergeInputs, options: FisherOptions) -> Merged:
     """Returns Σ λ_k F_k θ_k / Σ λ_k F_k, number by number.
 
     F_k is the diagonal of model k's Fisher information, on inputs of its own where the recipe gives
-    some, with labels drawn from its answers; λ_k is its weight, over the mean of F_k if
+    some, with labels drawn from its answers; λ_k is its weight, over a mean of F_k if
     `normalise` says so: a few numbers make up most of the norm of F_k.
 
     Source: Merging Models with Fisher-Weighted Averaging (https://arxiv.org/abs/2111.09832),
@@ -65,10 +68,11 @@ def run(inputs: MergeInputs, options: FisherOptions) -> Merged:
         running = Run(runtime.accelerator, runtime.progress)
         found = fisher(whole, feed, (inputs.seed, position), running, title)
         shared = {name: found[full] for name, full in names.items() if name in trunk}
-        mean_of_all = _mean(shared.values())
-        scale = inputs.weights[position] * (1.0 if options.normalise else mean_of_all)
+        means = _means(shared, options.normalise == "tensor")
+        weight = inputs.weights[position]
         for name, own in shared.items():
-            counts = scale * (own / mean_of_all).clamp(min=options.floor).cpu()
+            scale = weight * (means[name] if options.normalise == "none" else 1.0)
+            counts = scale * (own / means[name]).clamp(min=options.floor).cpu()
             change = trunks[position][name].double() - trunk[name].double()
             sums[name] = sums[name] + counts * change if name in sums else counts * change
             totals[name] = totals[name] + counts if name in totals else counts
@@ -77,10 +81,14 @@ def run(inputs: MergeInputs, options: FisherOptions) -> Merged:
     return after_siblings(inputs, trunk, heads, options.refit, inputs.weights)
 
 
-def _mean(values: Collection[Tensor]) -> float:
-    """The mean of all numbers; 1 where they are all zero, and count the same."""
-    found = sum(float(own.sum()) for own in values) / sum(own.numel() for own in values)
-    return found if found > 0 else 1.0
+def _means(values: Mapping[str, Tensor], apart: bool) -> dict[str, float]:
+    """The mean of each tensor's numbers, or of those of all; 1 in the place of 0."""
+    sums = {name: float(own.sum()) for name, own in values.items()}
+    counts = {name: own.numel() for name, own in values.items()}
+    if not apart:
+        sums = dict.fromkeys(sums, sum(sums.values()))
+        counts = dict.fromkeys(counts, sum(counts.values()))
+    return {name: sums[name] / counts[name] or 1.0 for name in values}
 
 
 ENTRY = MergeMethod(
