@@ -11,7 +11,8 @@ from hf_zip.align import State, align, mean
 from hf_zip.canonical import obstacle
 from hf_zip.errors import HfZipError
 from hf_zip.match import Matching
-from hf_zip.method import Merged, MergeInputs
+from hf_zip.method import MergeInputs
+from hf_zip.outcome import Merged
 from hf_zip.refit.head import refit_heads
 from hf_zip.refit.mapped import refit_mapped
 from hf_zip.refit.repair import repair

@@ -14,7 +14,7 @@ from hf_zip.errors import HfZipError, first_few, unknown
 from hf_zip.kinds import problem_type
 from hf_zip.learned import counters, learned
 from hf_zip.lineage import CONFIG_KEY
-from hf_zip.method import Merged
+from hf_zip.outcome import Merged
 from hf_zip.task_head import task_heads
 from hf_zip.tasks import Task
 

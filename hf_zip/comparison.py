@@ -8,9 +8,10 @@ from transformers import PreTrainedModel
 from hf_zip.assemble import assemble
 from hf_zip.candidates import Candidate, ensemble, merged, one_trunks, parent
 from hf_zip.evaluate import Evaluation, evaluate
-from hf_zip.method import Merged, WeightOptions
+from hf_zip.method import WeightOptions
 from hf_zip.methods import method_named
 from hf_zip.multi_head import assemble_multi_head, stream_moments
+from hf_zip.outcome import Merged
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Unmerge
 from hf_zip.request import Request

@@ -12,8 +12,9 @@ from hf_zip.assemble import assemble
 from hf_zip.collect import Observation, collect
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap, base_name
-from hf_zip.method import Merged, Runtime
+from hf_zip.method import Runtime
 from hf_zip.modeling import HfZipForImageClassification
+from hf_zip.outcome import Merged
 from hf_zip.partial import partial_config
 from hf_zip.recipe import Budget, Unmerge
 from hf_zip.refit import regress

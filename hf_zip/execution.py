@@ -12,9 +12,10 @@ from hf_zip.assemble import assemble
 from hf_zip.depth import Assembled, affordable, choose_depth, depth_curve
 from hf_zip.groups import blocks
 from hf_zip.members import assemble_kept
-from hf_zip.method import Merged, MergeMethod
+from hf_zip.method import MergeMethod
 from hf_zip.multi_head import assemble_multi_head
 from hf_zip.nested import run_gathered
+from hf_zip.outcome import Merged
 from hf_zip.partial import assemble_partial
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Budget, Recipe, Unmerge

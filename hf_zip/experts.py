@@ -6,8 +6,9 @@ from torch import Tensor
 from hf_zip.align import mean
 from hf_zip.aligned import split_heads
 from hf_zip.combining.exclusive import thinned
-from hf_zip.method import Merged, MergeInputs, Routed
+from hf_zip.method import MergeInputs
 from hf_zip.modeling.modeling_hf_zip_routed import thin_shapes
+from hf_zip.outcome import Merged, Routed
 from hf_zip.router import check_routed, fit_router
 
 

@@ -10,7 +10,8 @@ from hf_zip.aligned import split_heads
 from hf_zip.combining.likeness import distance, nearest
 from hf_zip.errors import HfZipError
 from hf_zip.groups import blocks
-from hf_zip.method import Merged, MergeInputs, Routed
+from hf_zip.method import MergeInputs
+from hf_zip.outcome import Merged, Routed
 from hf_zip.router import check_routed, fit_router
 
 GateAfter = int | Literal["head"]

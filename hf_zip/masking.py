@@ -7,8 +7,9 @@ from torch import Tensor
 
 from hf_zip.aligned import split_heads
 from hf_zip.combining.unified import rescaling
-from hf_zip.method import Masked, Merged, MergeInputs
+from hf_zip.method import MergeInputs
 from hf_zip.modeling.modeling_hf_zip_masked import pack
+from hf_zip.outcome import Masked, Merged
 
 _AT_ONCE = 1 << 20  # numbers of a model; whole bytes of bits
 

@@ -23,7 +23,6 @@ from hf_zip.headless import base_of, heads_apart
 from hf_zip.kinds import Kind
 from hf_zip.learned import counters, stored
 from hf_zip.lineage import CONFIG_KEY
-from hf_zip.method import Masked, Merged, Routed
 from hf_zip.modeling import (
     HfZipMaskedConfig,
     HfZipMaskedModel,
@@ -35,6 +34,7 @@ from hf_zip.modeling import (
     HfZipStackedModel,
 )
 from hf_zip.modeling.modeling_hf_zip_routed import tensor_of
+from hf_zip.outcome import Masked, Merged, Routed
 from hf_zip.sources import Source
 from hf_zip.tasks import Task
 

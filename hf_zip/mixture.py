@@ -12,8 +12,9 @@ from hf_zip.aligned import split_heads
 from hf_zip.errors import HfZipError
 from hf_zip.groups import blocks
 from hf_zip.learned import learned
-from hf_zip.method import Merged, MergeInputs, Mixture
+from hf_zip.method import MergeInputs
 from hf_zip.modeling.modeling_hf_zip_mixture import RoutedMlp, mixing
+from hf_zip.outcome import Merged, Mixture
 from hf_zip.side_by_side import SideBySide, distinct_sets
 from hf_zip.training.learner import Learner
 from hf_zip.training.options import TrainingOptions

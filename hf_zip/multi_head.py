@@ -15,8 +15,9 @@ from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap
 from hf_zip.headless import base_of
 from hf_zip.lineage import CONFIG_KEY
-from hf_zip.method import Merged, Runtime
+from hf_zip.method import Runtime
 from hf_zip.modeling import HfZipMultiHeadConfig, HfZipMultiHeadModel
+from hf_zip.outcome import Merged
 from hf_zip.recipe import Unmerge
 from hf_zip.refit import regress
 from hf_zip.sources import Source

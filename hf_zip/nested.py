@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from hf_zip.covariances import group_covariances
-from hf_zip.method import Merged, MergeInputs, MergeMethod
+from hf_zip.method import MergeInputs, MergeMethod
+from hf_zip.outcome import Merged
 
 
 def run_gathered(method: MergeMethod, inputs: MergeInputs, options: Any) -> Merged:

@@ -14,8 +14,9 @@ from hf_zip.entries import set_entries
 from hf_zip.errors import HfZipError
 from hf_zip.groups import base_name, head_names
 from hf_zip.lineage import CONFIG_KEY
-from hf_zip.method import Merged, Runtime
+from hf_zip.method import Runtime
 from hf_zip.modeling import HfZipConfig, HfZipForImageClassification
+from hf_zip.outcome import Merged
 from hf_zip.recipe import Unmerge
 from hf_zip.tasks import Task
 from hf_zip.unmerge import fit_unmerge

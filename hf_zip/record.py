@@ -13,7 +13,8 @@ from hf_zip.cost import stored_bytes
 from hf_zip.depth import Assembled
 from hf_zip.drawing import PICTURES, pictures
 from hf_zip.learned import stored
-from hf_zip.method import Merged, MergeMethod
+from hf_zip.method import MergeMethod
+from hf_zip.outcome import Merged
 from hf_zip.page import PAGE_NAME, render_page
 from hf_zip.plain import plain
 from hf_zip.preparation import Prepared

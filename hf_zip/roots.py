@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from hf_zip.align import State
 from hf_zip.errors import HfZipError
-from hf_zip.method import Merged, MergeInputs, MergeMethod
+from hf_zip.method import MergeInputs, MergeMethod
 from hf_zip.nested import run_nested
+from hf_zip.outcome import Merged
 from hf_zip.products import products, total, verdict
 from hf_zip.rooting.distil import Start, distil
 from hf_zip.rooting.options import LessonOptions, RootingOptions

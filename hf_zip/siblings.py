@@ -14,7 +14,8 @@ from hf_zip.aligned import check_refit, completed, fit_after, split_heads
 from hf_zip.combining.combination import Combination, Parameter, Setting
 from hf_zip.layer_depth import layer_depths
 from hf_zip.mapped import release_pages
-from hf_zip.method import Merged, MergeInputs
+from hf_zip.method import MergeInputs
+from hf_zip.outcome import Merged
 from hf_zip.parallel import in_order, own_threads
 from hf_zip.weighing.feed import Run
 from hf_zip.weighing.regmean import check_shares

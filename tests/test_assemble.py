@@ -8,7 +8,7 @@ from transformers import ViTForImageClassification
 import hf_zip
 from hf_zip.assemble import CONFIG_KEY, assemble, merge_record, stack_heads, task_model
 from hf_zip.errors import HfZipError
-from hf_zip.method import Merged
+from hf_zip.outcome import Merged
 from hf_zip.sources import Source
 from hf_zip.tasks import resolve_tasks
 from tests.models import images, vit

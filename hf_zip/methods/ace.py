@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from hf_zip.combining.combination import of_matrices
 from hf_zip.combining.estimated import by_estimated_inputs
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, merge_siblings
 

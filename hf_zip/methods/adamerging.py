@@ -12,7 +12,8 @@ from hf_zip.aligned import check_refit, split_heads
 from hf_zip.coefficients import Coefficients, Granularity
 from hf_zip.combining.magnitude import thresholds, trim
 from hf_zip.combining.signs import agreeing
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, after_siblings
 from hf_zip.side_by_side import SideBySide, distinct_sets

@@ -9,7 +9,8 @@ from hf_zip.aligned import Refit, merge_aligned
 from hf_zip.combining.combination import Combination, Parameter, Setting, always
 from hf_zip.errors import HfZipError
 from hf_zip.match import Matching
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.siblings import merge_siblings
 
 

@@ -13,7 +13,8 @@ from hf_zip.combining.combination import (
     weights_of,
 )
 from hf_zip.combining.masks import consensus
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, merge_siblings
 

@@ -14,7 +14,8 @@ from hf_zip.combining.combination import (
 )
 from hf_zip.combining.drop import drop
 from hf_zip.combining.merging import Merge, merge_vectors, scaling_of
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, merge_siblings
 

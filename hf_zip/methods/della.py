@@ -15,7 +15,8 @@ from hf_zip.combining.combination import (
 from hf_zip.combining.drop import drop, ranked_rates
 from hf_zip.combining.merging import Merge, merge_vectors, scaling_of
 from hf_zip.errors import HfZipError
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.siblings import SiblingRefit, merge_siblings
 
 

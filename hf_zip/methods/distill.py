@@ -6,9 +6,10 @@ from typing import Any
 
 from hf_zip.aligned import split_heads
 from hf_zip.errors import HfZipError
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
 from hf_zip.methods import method_named
 from hf_zip.nested import run_nested
+from hf_zip.outcome import Merged
 from hf_zip.plain import build
 from hf_zip.refit.head import refit_heads
 from hf_zip.rooting.distil import Start

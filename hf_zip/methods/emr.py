@@ -2,7 +2,8 @@
 
 from hf_zip.combining.unified import elected_largest, of_same_sign
 from hf_zip.masking import merge_masked
-from hf_zip.method import Merged, MergeInputs, MergeMethod, NoOptions, Requires
+from hf_zip.method import MergeInputs, MergeMethod, NoOptions, Requires
+from hf_zip.outcome import Merged
 
 
 def run(inputs: MergeInputs, options: NoOptions) -> Merged:

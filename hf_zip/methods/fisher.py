@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hf_zip.align import mean
 from hf_zip.aligned import check_refit, split_heads
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, after_siblings
 from hf_zip.weighing.draws import check_likelihood

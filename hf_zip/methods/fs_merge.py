@@ -17,7 +17,8 @@ from hf_zip.folding.reading import Reading
 from hf_zip.folding.supernet import SuperNet
 from hf_zip.kinds import head_kind
 from hf_zip.match import Plan, match
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, Runtime
+from hf_zip.method import MergeInputs, MergeMethod, Requires, Runtime
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.refit.head import refit_heads, with_trunk
 from hf_zip.rooting.options import DistillTraining, LessonOptions

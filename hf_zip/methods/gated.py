@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hf_zip.gating import GateAfter, merge_gated
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 
 

@@ -2,7 +2,8 @@
 
 from hf_zip.combining.combination import of_matrices
 from hf_zip.combining.spectra import isotropic
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.siblings import ScaledOptions, merge_siblings
 
 COMBINATION = of_matrices(lambda vectors, _: isotropic(vectors.sum(dim=0)))

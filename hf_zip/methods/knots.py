@@ -8,7 +8,8 @@ from hf_zip.combining.combination import Combination, Parameter, Setting, added,
 from hf_zip.combining.magnitude import thresholds, trim
 from hf_zip.combining.merging import Merge, merge_vectors, scaling_of
 from hf_zip.combining.spectra import in_common_directions
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, merge_siblings
 

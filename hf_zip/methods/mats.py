@@ -11,7 +11,8 @@ from hf_zip.align import State, mean, shares
 from hf_zip.aligned import check_refit, split_heads
 from hf_zip.combining.conjugate import conjugate_gradients, kronecker_sum
 from hf_zip.errors import HfZipError
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, after_siblings
 from hf_zip.weighing.curvature import Curvature, curvatures

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from hf_zip.combining.combination import Combination, Parameter, Setting, moved
 from hf_zip.combining.stock import stock_ratio
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
+from hf_zip.outcome import Merged
 from hf_zip.siblings import SiblingRefit, merge_siblings
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from hf_zip.align import shares
 from hf_zip.combining.combination import Combination, Parameter, Setting, moved
 from hf_zip.combining.sphere import karcher_mean
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Origin, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Origin, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.siblings import SiblingRefit, merge_siblings
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from hf_zip.combining.combination import Combination, Parameter, Parameters, Setting, added
 from hf_zip.combining.competition import Bounds, compete, competition_bounds
 from hf_zip.combining.merging import votes_of
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, merge_siblings
 

@@ -5,7 +5,8 @@ from typing import Literal
 
 from hf_zip.aligned import Refit, merge_aligned
 from hf_zip.match import Plan, match
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from hf_zip.aligned import refit_aligned
 from hf_zip.errors import HfZipError
 from hf_zip.match import Plan, match
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
+from hf_zip.outcome import Merged
 from hf_zip.refit.walk import RidgeOptions
 
 # Possible sizes are shown with four digits, so one that is typed from there may be a little off.

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from functools import partial
 
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.siblings import SiblingRefit, with_matrices
 from hf_zip.weighing.regmean import RegressionOptions, merged_matrices
 

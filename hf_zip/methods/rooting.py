@@ -11,9 +11,10 @@ from hf_zip.adapters import Adapter
 from hf_zip.aligned import split_heads
 from hf_zip.errors import HfZipError
 from hf_zip.learned import learned
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
 from hf_zip.methods import method_named, methods
 from hf_zip.nested import run_nested
+from hf_zip.outcome import Merged
 from hf_zip.plain import build
 from hf_zip.refit.walk import check_outputs, check_scores
 from hf_zip.rooting.options import DistillTraining, RootingOptions

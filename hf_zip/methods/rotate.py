@@ -11,7 +11,8 @@ from hf_zip.canonical import canonical, canonical_entries
 from hf_zip.groups import MergeGroup, merge_groups
 from hf_zip.match import Covariances, Matching
 from hf_zip.matching.rotation import centred
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.outcome import Merged
 from hf_zip.rotated import How, match_rotated
 
 

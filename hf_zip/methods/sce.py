@@ -8,7 +8,8 @@ from torch import Tensor
 from hf_zip.combining.combination import Combination, Parameter, Setting, added
 from hf_zip.combining.selection import energies, most_varied
 from hf_zip.combining.signs import elected_mean
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, merge_siblings
 

@@ -13,7 +13,8 @@ from hf_zip.combining.combination import (
     moved,
 )
 from hf_zip.combining.sphere import angle_between, slerp
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Origin, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Origin, Requires
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, merge_siblings
 

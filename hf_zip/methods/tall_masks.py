@@ -7,7 +7,8 @@ from torch import Tensor
 
 from hf_zip.combining.unified import nearer_to_own
 from hf_zip.masking import merge_masked
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 
 

@@ -16,7 +16,8 @@ from hf_zip.combining.combination import (
 from hf_zip.combining.magnitude import thresholds, trim
 from hf_zip.combining.merging import votes_of
 from hf_zip.combining.signs import elected_mean, elected_sum
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
+from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
 from hf_zip.siblings import SiblingRefit, merge_siblings
 

@@ -13,9 +13,10 @@ from hf_zip.errors import HfZipError
 from hf_zip.groups import merge_groups
 from hf_zip.learned import learned
 from hf_zip.match import Matching
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires, WeightOptions
+from hf_zip.method import MergeInputs, MergeMethod, Requires, WeightOptions
 from hf_zip.methods import method_named, methods
 from hf_zip.nested import run_nested
+from hf_zip.outcome import Merged
 from hf_zip.plain import build
 from hf_zip.refit.head import refit_heads
 from hf_zip.transport import Alignment, Pretrained, bring, in_form, pretrained, rotates_stream

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
 from hf_zip.mixture import merge_mixture
+from hf_zip.outcome import Merged
 from hf_zip.training.options import TrainingOptions
 from hf_zip.undecided import check_recomputed
 

@@ -1,6 +1,7 @@
 """ZipFit: the streams are mapped to one, then every layer is refitted in closed form."""
 
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
+from hf_zip.outcome import Merged
 from hf_zip.refit.post_norm import zipfit_post_norm
 from hf_zip.refit.zipfit import FitOptions, zipfit
 

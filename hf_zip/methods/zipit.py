@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from hf_zip.aligned import Refit, merge_aligned
 from hf_zip.errors import HfZipError
 from hf_zip.match import How, Plan, match
-from hf_zip.method import Merged, MergeInputs, MergeMethod, Requires
+from hf_zip.method import MergeInputs, MergeMethod, Requires
+from hf_zip.outcome import Merged
 
 
 @dataclass(frozen=True)

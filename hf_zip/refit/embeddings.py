@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import along
+from hf_zip.calls import first_call
 from hf_zip.canonical import stream_writers
-from hf_zip.collect import capture, first_call, reduced
+from hf_zip.collect import capture, reduced
 from hf_zip.groups import Tap, base_name
 from hf_zip.refit.held import Held
 from hf_zip.refit.survey import embedded

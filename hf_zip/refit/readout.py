@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
-from hf_zip.collect import in_place_of_blocks, observe
+from hf_zip.calls import in_place_of_blocks
+from hf_zip.collect import observe
 from hf_zip.groups import Tap, base_name, head_names
 from hf_zip.names import Names
 from hf_zip.refit.moments import RegressionMoments

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import shares
-from hf_zip.collect import Call, capture, first_call, make_accelerator, make_loader
+from hf_zip.calls import Call, first_call
+from hf_zip.collect import capture, make_accelerator, make_loader
 from hf_zip.groups import Block, Tap, blocks, merge_groups
 from hf_zip.matching.merge_map import MergeMap
 from hf_zip.refit.head import trunk_of, with_trunk

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
-from hf_zip.collect import Call, capture, first_call, reduced
+from hf_zip.calls import Call, first_call
+from hf_zip.collect import capture, reduced
 from hf_zip.groups import Block, Tap, base_name
 from hf_zip.statistics.covariance import Covariance
 

@@ -20,8 +20,9 @@ from hf_zip.depth import Assembled
 from hf_zip.errors import HfZipError
 from hf_zip.learned import counters, learned
 from hf_zip.mapped import release_pages
-from hf_zip.method import Merged, MergeMethod
+from hf_zip.method import MergeMethod
 from hf_zip.needs import resolve_unmerge
+from hf_zip.outcome import Merged
 from hf_zip.preparation import Prepared, prepare
 from hf_zip.recipe import Recipe
 from hf_zip.record import config_record, files, make_report, resolved_recipe

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from hf_zip.adapters import Adapter
 from hf_zip.align import State
-from hf_zip.collect import Call, first_call, reduced
+from hf_zip.calls import Call, first_call
+from hf_zip.collect import reduced
 from hf_zip.combining.regression import nearest, shrunk
 from hf_zip.groups import blocks
 from hf_zip.refit.head import with_trunk

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_zip.collect import Call, first_call
+from hf_zip.calls import Call, first_call
 from hf_zip.groups import Block
 
 
