@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_zip.accuracy import check_apart
 from hf_zip.adapter_folder import MergedAdapter, save_adapter
+from hf_zip.asked import read_request
 from hf_zip.choices import method_options
 from hf_zip.collect import make_accelerator
 from hf_zip.comparison import measure
@@ -26,7 +27,7 @@ from hf_zip.preparation import prepare
 from hf_zip.recipe import Recipe
 from hf_zip.record import config_record, files, make_report, refresh, resolved_recipe
 from hf_zip.report import Report, read
-from hf_zip.request import Request, read_request
+from hf_zip.request import Request
 from hf_zip.save import MARKER, check_replaceable, save_checked
 from hf_zip.streaming.lane import streamed
 from hf_zip.streaming.merge import merge_files

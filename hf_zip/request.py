@@ -2,20 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from hf_zip.accuracy import same_data
 from hf_zip.errors import HfZipError
-from hf_zip.given import given_calibration, given_labelled
 from hf_zip.recipe import CalibrationSpec, EvaluationSpec, Recipe
 from hf_zip.sources import Source, from_model, load_source, load_sources, shared_base
 from hf_zip.tasks import Task
 from hf_zip.weighing.feed import Feed
-
-_FOR_LISTS = "give them in the recipe, or give a list of models instead of a recipe"
 
 
 @dataclass(frozen=True)
@@ -224,105 +220,3 @@ class Request:
         from hf_zip.readers import labelled_by_task  # see load_calibration
 
         return labelled_by_task(key, named, memory, source, tasks, preferred, self.recipe.seed)
-
-
-def read_request(
-    models: Recipe | Mapping[str, Any] | str | Path | Sequence[str | Path | PreTrainedModel],
-    method: str | None = None,
-    tasks: Sequence[str | None] | None = None,
-    processor: Any = None,
-    calibration: Any = None,
-    evaluation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-    recipe_keys: Mapping[str, Any] | None = None,
-    validation: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-    own_calibration: Sequence[Any] | None = None,
-    own_bases: Sequence[str | Path | PreTrainedModel | None] | None = None,
-) -> Request:
-    """Returns the request that the arguments of `hf_zip.merge` describe.
-
-    Raises:
-        HfZipError: The arguments contradict one another or do not make a recipe.
-    """
-    recipe = _as_recipe(models)
-    if recipe is not None:
-        given = {"method": method, "tasks": tasks, "calibration": calibration}
-        given |= {"evaluation": evaluation, "validation": validation}
-        given |= {"own_calibration": own_calibration, "own_bases": own_bases}
-        given |= recipe_keys or {}
-        twice = [name for name, value in given.items() if value is not None]
-        if twice:
-            raise HfZipError(f"the recipe decides {', '.join(twice)}; {_FOR_LISTS}")
-        return Request(recipe, processor=processor)
-    if method is None:
-        raise HfZipError("no merge method; give method=NAME, such as method='zipit'")
-    listed: list[Any] = list(cast("Sequence[Any]", models))
-    if tasks is not None and len(tasks) != len(listed):
-        raise HfZipError(
-            f"there are {len(listed)} models but {len(tasks)} tasks; give one task per model"
-        )
-    own = [given_calibration(given) for given in own_calibration or [None] * len(listed)]
-    if len(own) != len(listed):
-        raise HfZipError(
-            f"there are {len(listed)} models but {len(own)} entries of own_calibration; give one "
-            "per model, None for a model without inputs of its own"
-        )
-    bases = list(own_bases or [None] * len(listed))
-    if len(bases) != len(listed):
-        raise HfZipError(
-            f"there are {len(listed)} models but {len(bases)} entries of own_bases; give one per "
-            "model, None for a model without a base of its own"
-        )
-    in_memory = {i: m for i, m in enumerate(listed) if isinstance(m, PreTrainedModel)}
-    task_names: Sequence[str | None] = tasks or [None] * len(listed)
-    names = [f"model_{i}" if i in in_memory else str(m) for i, m in enumerate(listed)]
-    bases_in_memory = {i: m for i, m in enumerate(bases) if isinstance(m, PreTrainedModel)}
-    base_names = [
-        f"base_{[id(other) for other in bases].index(id(own))}"
-        if i in bases_in_memory
-        else None
-        if own is None
-        else str(own)
-        for i, own in enumerate(bases)
-    ]
-    keys = dict(recipe_keys or {})
-    base = keys.get("base_model")
-    base = base if isinstance(base, PreTrainedModel) else None
-    if base is not None:
-        keys["base_model"] = "base_model"
-    calibration_spec, calibration_memory = given_calibration(calibration)
-    evaluation_specs, evaluation_memory = given_labelled(evaluation)
-    validation_specs, validation_memory = given_labelled(validation)
-    values = {
-        "merge_method": method,
-        "models": [
-            {"model": name, "task": task, "calibration": spec, "base_model": origin}
-            for name, task, (spec, _), origin in zip(
-                names, task_names, own, base_names, strict=True
-            )
-        ],
-        "calibration": calibration_spec,
-        "evaluation": evaluation_specs,
-        "validation": validation_specs,
-        **keys,
-    }
-    return Request(
-        Recipe.from_dict(values),
-        in_memory,
-        base,
-        processor,
-        calibration_memory,
-        evaluation_memory,
-        validation_memory,
-        {i: data for i, (_, data) in enumerate(own) if data is not None},
-        bases_in_memory,
-    )
-
-
-def _as_recipe(models: Any) -> Recipe | None:
-    if isinstance(models, Recipe):
-        return models
-    if isinstance(models, Mapping):
-        return Recipe.from_dict(models)
-    if isinstance(models, str | Path):
-        return Recipe.from_yaml(models)
-    return None

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 import hf_zip
 from hf_zip import cli
 from hf_zip.arguments import recipe_from
+from hf_zip.asked import read_request
 from hf_zip.calibration import from_memory
 from hf_zip.errors import HfZipError
 from hf_zip.inputs import joined_inputs
@@ -15,7 +16,6 @@ from hf_zip.methods import method_named
 from hf_zip.needs import check_needs
 from hf_zip.page import render_page
 from hf_zip.recipe import Recipe
-from hf_zip.request import read_request
 from hf_zip.texts import TextReader
 from tests.texts import bert, sentences, tokenizer
 

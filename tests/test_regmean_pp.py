@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
+from hf_zip.asked import read_request
 from hf_zip.collect import make_accelerator, observe
 from hf_zip.errors import HfZipError
 from hf_zip.groups import Tap
 from hf_zip.methods import method_named
 from hf_zip.preparation import prepare
-from hf_zip.request import read_request
 from tests.test_compatibility import built
 from tests.test_regmean import siblings, texts
 from tests.weighing import run

@@ -6,6 +6,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from transformers import RobertaConfig, RobertaModel
 
+from hf_zip.asked import read_request
 from hf_zip.calibration import from_memory, labelled_from_memory, load_inputs, load_labelled
 from hf_zip.collect import collation
 from hf_zip.data import names_data
@@ -14,7 +15,6 @@ from hf_zip.images import ImageReader
 from hf_zip.processors import longest_text
 from hf_zip.readers import reader_of
 from hf_zip.recipe import CalibrationSpec, EvaluationSpec, Recipe
-from hf_zip.request import read_request
 from hf_zip.sources import from_model
 from hf_zip.texts import TextReader, tokenize
 from tests.models import processor, vit

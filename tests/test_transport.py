@@ -14,6 +14,7 @@ from hf_zip import cli
 from hf_zip.adapters import adapter_for, adapter_of, adapters
 from hf_zip.align import align
 from hf_zip.arguments import recipe_from
+from hf_zip.asked import read_request
 from hf_zip.axes import Axis, MergeGroup
 from hf_zip.card import render_card
 from hf_zip.collect import make_accelerator
@@ -29,7 +30,6 @@ from hf_zip.preparation import prepare
 from hf_zip.recipe import Recipe
 from hf_zip.redact import published
 from hf_zip.report import Report
-from hf_zip.request import read_request
 from hf_zip.transport import bring, pretrained, transported
 from hf_zip.vocabulary import reorder_vocabulary
 from tests.models import outputs, permuted, random_inputs, randomise, rows, vit, with_parameters

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from hf_zip.adapters import adapters
+from hf_zip.asked import read_request
 from hf_zip.collect import make_accelerator
 from hf_zip.errors import HfZipError
 from hf_zip.execution import build_model, run_method
 from hf_zip.methods import methods
 from hf_zip.preparation import prepare
 from hf_zip.recipe import build
-from hf_zip.request import read_request
 from hf_zip.weighing.feed import Feed
 from tests.models import outputs, permuted, random_inputs, randomise, rows
 
