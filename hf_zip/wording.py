@@ -27,6 +27,13 @@ _APART: dict[Kind, str] = {
     "control": "one source's trunk as it is, with all heads as in the merge",
 }
 
+# What a training says of its end.
+_ENDS = {
+    "steps": "",
+    "seconds": " until its seconds were spent",
+    "patience": " until held-out inputs gained nothing more",
+}
+
 _JOINT = (
     "Joint and per-task accuracy differ: the second supposes that the task of an input is known."
 )
@@ -97,7 +104,8 @@ def trained(found: Trained) -> str:
     curve = found.held_out or found.losses
     where = "on held-out inputs " if found.held_out else ""
     losses = f"; loss {where}from {curve[0][1]:.4g} to {curve[-1][1]:.4g}" if curve else ""
-    return f"{found.name}, {found.steps} steps{taken}, {found.seconds:.0f} s{losses}"
+    steps = f"{found.steps} steps{_ENDS[found.ended]}{taken}"
+    return f"{found.name}, {steps}, {found.seconds:.0f} s{losses}"
 
 
 def joined(texts: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """What happens beside the steps of a training: the anchor, the progress bar."""
 
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -7,7 +8,10 @@ from accelerate.utils import tqdm
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_zip.training.clock import spent_at
+
 HELD_OUT = "eval_loss"  # what Trainer calls the loss on held-out inputs
+_SECONDS = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}{postfix}]"
 
 
 class Anchor(TrainerCallback):
@@ -33,14 +37,16 @@ class Anchor(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """One bar on the main process: steps, time left, the losses.
+    """One bar on the main process: steps or seconds, time left, the losses.
 
     Args:
         description: What stands before it.
+        seconds: How many there are; left out, the bar is of steps.
     """
 
-    def __init__(self, description: str) -> None:
-        self._description = description
+    def __init__(self, description: str, seconds: float | None = None) -> None:
+        self._description, self._seconds = description, seconds
+        self._last = 0.0
         self._bar: Any = None
         self._shown: dict[str, str] = {}
 
@@ -48,14 +54,22 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Opens the bar where the training stands."""
-        done, total = state.global_step, state.max_steps
-        self._bar = tqdm(total=total, initial=done, desc=self._description, leave=False)
+        given: dict[str, Any] = {"initial": state.global_step, "total": state.max_steps}
+        if self._seconds is not None:
+            given = {"initial": spent_at(state), "total": self._seconds, "bar_format": _SECONDS}
+        self._last = perf_counter()
+        self._bar = tqdm(**given, desc=self._description, leave=False)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Moves on by a step."""
-        self._bar.update(1)
+        """Moves on by a step, or by the time that it took."""
+        if self._seconds is None:
+            self._bar.update(1)
+            return
+        now = perf_counter()
+        self._bar.update(min(now - self._last, self._bar.total - self._bar.n))
+        self._last = now
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

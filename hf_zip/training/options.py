@@ -14,12 +14,16 @@ class TrainingOptions:
     Args:
         steps: Steps of the optimiser (Adam), at least 0.
         epochs: Passes over the inputs, in the place of `steps`.
+        seconds: How long to train, at least 0, unless `steps` or `epochs` are over before; left
+            out, as long as these take. The last look at held-out inputs comes on top. How many
+            steps there are then depends on the machine, and is recorded.
         batch_size: Inputs per step, over all processes and forwards together. Inputs that fill no
             batch are left out of an epoch, others in every one.
         accumulation: Forwards that a step is divided into, to need less memory.
         learning_rate: The highest one.
         schedule: What becomes of it: "constant", or down to zero in a line or along a cosine.
-        warmup: Share of the steps in which it rises from zero, in [0, 1].
+        warmup: Share of the steps in which it rises from zero, in [0, 1]. It and `schedule` follow
+            the share of `seconds` instead where that is further.
         anchor: How strongly parameters are pulled back to where they began, each step by `anchor`
             times the learning rate of the way: weight decay, but towards the start.
         max_grad_norm: Longer gradients are shortened to this; 0 leaves them.
@@ -37,6 +41,7 @@ class TrainingOptions:
 
     steps: int = 500
     epochs: int | None = None
+    seconds: float | None = None
     batch_size: int = 16
     accumulation: int = 1
     learning_rate: float = 1e-3
@@ -59,6 +64,8 @@ class TrainingOptions:
         for name in ("epochs", "patience"):
             if getattr(self, name) is not None:
                 check_between(name, getattr(self, name), 1, endless)
+        if self.seconds is not None:
+            check_between("seconds", self.seconds, 0, endless)
         for name in ("batch_size", "accumulation", "every"):
             check_between(name, getattr(self, name), 1, endless)
         for name in ("learning_rate", "anchor", "max_grad_norm"):
@@ -70,3 +77,8 @@ class TrainingOptions:
                 f"patience is {self.patience}, but no inputs are held out to look at; set held_out "
                 "to their share, such as 0.1"
             )
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is any time to learn."""
+        return self.seconds != 0 and (self.steps > 0 or self.epochs is not None)

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import Subset
+from transformers import TrainerState
 
 from hf_zip.collect import check_inputs
 from hf_zip.errors import HfZipError
@@ -25,6 +26,7 @@ from hf_zip.training.checkpoints import (
     state_of,
     weights_of,
 )
+from hf_zip.training.clock import share_at
 from hf_zip.training.learner import Learner
 from hf_zip.training.options import TrainingOptions
 from hf_zip.training.trained import Curve, Trained
@@ -49,7 +51,8 @@ def train(
 
     Any number of processes learns the same: the seed decides the batches, each of which is divided
     among them, and its loss is the mean over its inputs. A training that was killed goes on from
-    its last checkpoint and learns the same too. Random numbers elsewhere are left as they were.
+    its last checkpoint and learns the same too, unless it has a budget in seconds. Random numbers
+    elsewhere are left as they were.
 
     Args:
         learner: What is trained; it ends on the accelerator's device, in evaluation mode.
@@ -65,8 +68,8 @@ def train(
             tracker is not known, a loss is not finite, or there are checkpoints of something else.
     """
     check_inputs(inputs)
-    if options.steps == 0 and options.epochs is None:
-        return Trained(description)
+    if not options.trains:
+        return Trained(description, ended="seconds" if options.seconds == 0 else "steps")
     rows, held = _split(inputs, options.held_out, seed)
     with ExitStack() as stack:
         stack.enter_context(own_random_numbers())
@@ -104,7 +107,15 @@ def _fit(
         held_out=_curve(state.log_history, HELD_OUT),
         best_step=state.best_global_step or state.global_step,
         seconds=time.perf_counter() - started,
+        ended=_end(state, trainer.args.max_steps),
     )
+
+
+def _end(state: TrainerState, steps: int) -> Literal["steps", "seconds", "patience"]:
+    """What ended a training of so many steps at most."""
+    if state.global_step >= steps:
+        return "steps"
+    return "seconds" if share_at(state) >= 1 else "patience"
 
 
 def _curve(history: Sequence[Mapping[str, float]], key: str) -> Curve:

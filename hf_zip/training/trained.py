@@ -1,6 +1,7 @@
 """What is known of a training."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 Curve = tuple[tuple[float, ...], ...]  # pairs of a step and a loss
 
@@ -16,6 +17,8 @@ class Trained:
         held_out: Mean loss of the held-out inputs, with its step; nothing where there were none.
         best_step: The step whose parameters were taken: the best on held-out inputs, or the last.
         seconds: How long it took, from the last start on.
+        ended: What ended it: all steps were made, its seconds were spent, or held-out inputs gained
+            nothing for as long as its patience was.
     """
 
     name: str = "training"
@@ -24,3 +27,4 @@ class Trained:
     held_out: Curve = ()
     best_step: int = 0
     seconds: float = 0.0
+    ended: Literal["steps", "seconds", "patience"] = "steps"

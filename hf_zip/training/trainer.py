@@ -17,18 +17,27 @@ from transformers import (
 from hf_zip.collect import collation, make_loader
 from hf_zip.errors import HfZipError, first_line
 from hf_zip.training.callbacks import HELD_OUT, Anchor, Progress
+from hf_zip.training.clock import POINTS, Clock
 from hf_zip.training.learner import Learner
 from hf_zip.training.options import TrainingOptions
-
-_POINTS = 100  # of the loss curve, where there are as many steps
 
 
 class LossTrainer(Trainer):
     """Trains a `Learner`.
 
     What differs from its base: the loss is the mean over inputs, and so is that on held-out inputs,
-    each of which counts once over any number of processes.
+    each of which counts once over any number of processes. Where there is a `Clock`, the schedule
+    follows it.
     """
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Returns the schedule of the learning rate."""
+        schedule = super().create_scheduler(num_training_steps, optimizer)
+        for clock in self.callback_handler.callbacks:
+            if isinstance(clock, Clock):
+                rates = [clock.hastened(rate, num_training_steps) for rate in schedule.lr_lambdas]
+                schedule.lr_lambdas = rates
+        return schedule
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], **_: Any) -> Tensor:
         """Returns the mean loss of a batch."""
@@ -105,8 +114,10 @@ def make_trainer(
             known or not installed.
     """
     callbacks: list[Any] = [Anchor(learner, options.anchor)] if options.anchor else []
+    if options.seconds is not None:
+        callbacks.append(Clock(options.seconds))
     if progress:
-        callbacks.append(Progress(description))
+        callbacks.append(Progress(description, options.seconds))
     if options.patience is not None:
         callbacks.append(EarlyStoppingCallback(options.patience))
     try:
@@ -160,7 +171,8 @@ def _arguments(
         dataloader_drop_last=True,
         dataloader_pin_memory=not cpu,
         remove_unused_columns=False,
-        logging_steps=max(1, steps // _POINTS),
+        logging_strategy="steps" if options.seconds is None else "no",  # or as the clock says
+        logging_steps=max(1, steps // POINTS),
         logging_nan_inf_filter=False,
         save_strategy="steps" if keeps else "no",
         save_steps=options.every,
