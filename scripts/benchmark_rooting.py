@@ -5,10 +5,11 @@
 For several groups of seeds, models of different initialisations and tasks are trained (or taken
 from the cache folder): with `--classes` ViTs on classes of one image data set, else BERTs, each on
 one of several data sets of texts. Then some are rooted in others and merged, by several methods,
-and the same steps are spent on distillation; all of that on inputs of the tasks without labels and,
-as `--proxy` and `--generated` say, on others; `--generated synthesised:parents` takes images that
-each of the models synthesises, in turn. Results are kept in `rooting.json` after every row,
-so that a run that was stopped goes on, and `rooting.md` is made from it.
+and the same steps, or as `--seconds` says the same time, are spent on distillation; all of that on
+inputs of the tasks without labels and, as `--proxy` and `--generated` say, on others; `--generated
+synthesised:parents` takes images that each of the models synthesises, in turn. Results are kept in
+`rooting.json` after every row, so that a run that was stopped goes on, and `rooting.md` is made
+from it.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import train_bert
 import train_vit
 from benchmarking import parse_quietly, read_results, write_results
 from merging import ALL, measure, named_sources, references, shown_command
-from rooting_rows import Budget, Group, Made, rows
+from rooting_rows import Budget, Group, Made, Unit, rows
 from rooting_tables import report, table
 from torch import Tensor
 from training import read_setting
@@ -56,7 +57,8 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=3, help="groups of seeds (default: 3)")
     parser.add_argument("--samples", type=int, default=4096, help="inputs to learn from")
     parser.add_argument("--few", type=int, default=1024, help="inputs for closed forms")
-    parser.add_argument("--steps", type=int, nargs="+", default=[1000], help="default: 1000")
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="budgets; default: 1000")
+    parser.add_argument("--seconds", type=float, nargs="*", default=[], help="others, in seconds")
     parser.add_argument("--rooting-rate", type=float, default=1e-3, help="default: 0.001")
     parser.add_argument("--rows", nargs="*", help="how rows to measure begin; default: all")
     parser.add_argument("--init", type=Path, help="pretrained BERT that models start from")
@@ -64,8 +66,7 @@ def main() -> None:
     images = any(word.startswith("--classes") for word in sys.argv)
     arguments = parse_quietly(parser, train_vit.Setting() if images else train_bert.Setting())
     make, name, setting = (of_images if images else of_texts)(arguments)
-    budgets = [Budget(max(arguments.steps), data) for data in (ALL, *others(arguments))]
-    budgets += [Budget(steps) for steps in sorted(arguments.steps)[:-1]]
+    budgets = budgets_of(arguments)
     settled: dict[str, Any] = {
         "samples": arguments.samples,
         "few": arguments.few,
@@ -89,6 +90,17 @@ def main() -> None:
                 write_results(arguments.out, RESULTS, results, report(results))
                 print(f"{name}, group {position}: {title}", flush=True)
     print("\n".join(table(name, record)))
+
+
+def budgets_of(arguments: argparse.Namespace) -> list[Budget]:
+    """Returns the budgets: the largest of each unit on all data, the rest on that of the tasks."""
+    steps = arguments.steps or ([] if arguments.seconds else [1000])
+    units: dict[Unit, list[float]] = {"steps": steps, "seconds": arguments.seconds}
+    found, every = [], (ALL, *others(arguments))
+    for unit, amounts in units.items():
+        found += [Budget(max(amounts), data, unit) for data in every if amounts]
+        found += [Budget(amount, ALL, unit) for amount in sorted(amounts)[:-1]]
+    return found
 
 
 def others(arguments: argparse.Namespace) -> list[str]:

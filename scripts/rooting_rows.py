@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from merging import ALL
 
@@ -41,6 +41,7 @@ BESIDE_ROOT = (
     REGMEAN_WITH_HEAD,
     ZIPFIT,
 )
+_ENDLESS = 10**6  # steps, more than there are seconds for
 TIED, FREE = {"anchor": 10.0}, {"anchor": 0.0}  # free: nothing draws models back to the root
 # Of models that were all rooted in their merge by zipfit.
 FROM_MERGE = (
@@ -54,23 +55,33 @@ FROM_MERGE = (
     Then("regmean", "regmean", {"alpha": 1.0}),
 )
 
+Unit = Literal["steps", "seconds"]
+
 
 @dataclass(frozen=True)
 class Budget:
     """What trainings have.
 
     Args:
-        steps: Steps for every model but the first, in one rooting of each or in a training that
-            learns from all at once.
+        amount: Steps or seconds for every model but the first, in one rooting of each or in a
+            training that learns from all at once.
         data: Whose inputs, without labels.
+        unit: What it is that is counted.
     """
 
-    steps: int
+    amount: float
     data: str = ALL
+    unit: Unit = "steps"
 
     def __str__(self) -> str:
         """Returns what stands behind the name of a row."""
-        return f"{self.steps} steps" + ("" if self.data == ALL else f", {self.data}")
+        return f"{self.amount:g} {self.unit}" + ("" if self.data == ALL else f", {self.data}")
+
+    def limits(self, times: float = 1) -> dict[str, float]:
+        """Returns the options of a training that has so many times as much."""
+        if self.unit == "seconds":
+            return {"seconds": times * self.amount, "steps": _ENDLESS}
+        return {"steps": int(times * self.amount)}
 
 
 Home = Callable[[], tuple[str, Mapping[str, Any]]]  # folder of a root, and notes
@@ -83,9 +94,9 @@ class Made:
 
     Args:
         candidate: What answers the tasks.
-        notes: How it came about: `seconds` in all, `training` of these, `barriers`; and in seconds
-            of processors, `processors` in all, and `last` for what has to be done again for a last
-            model once the others are merged.
+        notes: How it came about: `seconds` in all, `training` of these, `steps` that all trainings
+            made, `barriers`; and in seconds of processors, `processors` in all, and `last` for what
+            has to be done again for a last model once the others are merged.
     """
 
     candidate: Candidate
@@ -101,7 +112,7 @@ class Group:
         tasks: Their tasks.
         inputs: Inputs without labels as `hf_zip.merge` takes them, by whose they are.
         few: How many of them what is fitted in closed form has.
-        training: Options of every training but its steps.
+        training: Options of every training but its length.
         folder: Where models that are made on the way lie.
         seed: Decides batches.
     """
@@ -150,12 +161,13 @@ class Group:
             force=True,  # models of different initialisations are averaged too
             progress=False,
         )
-        trained = sum(training.seconds for training in result.report.trainings)
+        trainings = result.report.trainings
         own = _since(clocks)
         own["last"] = own["processors"]
         notes = {
             **{key: earlier.get(key, 0.0) + spent for key, spent in own.items()},
-            "training": earlier.get("training", 0.0) + trained,
+            "training": earlier.get("training", 0.0) + sum(own.seconds for own in trainings),
+            "steps": earlier.get("steps", 0) + sum(own.steps for own in trainings),
             "barriers": earlier.get("barriers", []),
         }
         return Made(merged(result.model, self.tasks, name), notes)
@@ -179,7 +191,7 @@ class Group:
             root,
             self.inputs[budget.data],
             folder,
-            parameters={"training": {**self.training, **training, "steps": budget.steps}},
+            parameters={"training": {**self.training, **training, **budget.limits()}},
             seed=self.seed,
             progress=False,
         )
@@ -187,6 +199,7 @@ class Group:
         return str(folder), {
             **_since(clocks),
             "training": found.trained.seconds,
+            "steps": found.trained.steps,
             "barriers": [found.barrier],
         }
 
@@ -202,7 +215,7 @@ def rows(group: Group, budgets: Sequence[Budget]) -> dict[str, Callable[[], Made
     add("zipfit", group.merge, ZIPFIT, group.few_of(ALL))
     for data in dict.fromkeys(budget.data for budget in budgets):
         add(f"zipfit, all inputs of {data}", group.merge, ZIPFIT, group.inputs[data])
-    merged = cache(partial(_zipfit, group))  # once for all steps on the same data
+    merged = cache(partial(_zipfit, group))  # once for all budgets on the same data
 
     def first() -> tuple[str, Mapping[str, Any]]:
         return group.sources[0].reference, {}
@@ -225,12 +238,12 @@ def rows(group: Group, budgets: Sequence[Budget]) -> dict[str, Callable[[], Made
 
 
 def _at_once(group: Group, budget: Budget) -> list[Then]:
-    """Merges that are trained themselves, with the steps of all rootings."""
-    steps = budget.steps * (len(group.sources) - 1)
-    whole = {"training": {**group.training, "steps": steps}}
-    half = {**group.training, "steps": steps // 2}
+    """Merges that are trained themselves, with what all rootings have."""
+    rootings = len(group.sources) - 1
+    whole = {"training": {**group.training, **budget.limits(rootings)}}
+    half = {**group.training, **budget.limits(rootings / 2)}
     staged = {
-        "training": {**half, **TIED, "steps": budget.steps // 2},
+        "training": {**half, **TIED, **budget.limits(1 / 2)},
         "then": "average",
         "second_stage": half,
     }
@@ -238,7 +251,7 @@ def _at_once(group: Group, budget: Budget) -> list[Then]:
         Then("distilled from the first", "distill", whole),
         Then("distilled from zipfit", "distill", {**whole, "start": "zipfit"}),
         Then("rooted in the first, average, distilled", "rooting", staged),
-        Then("fs_merge", "fs_merge", {"training": {"steps": steps}}),
+        Then("fs_merge", "fs_merge", {"training": budget.limits(rootings)}),
     ]
 
 
@@ -267,8 +280,8 @@ def _siblings(group: Group, home: Home, budget: Budget, training: Mapping[str, A
         folder, own = group.root(position, root, budget, training)
         found.append(folder)
         every.append(own)
-    keys = ("seconds", "training", "processors")
-    added = {key: sum(own.get(key, 0.0) for own in every) for key in keys}
+    keys = ("seconds", "training", "processors", "steps")
+    added = {key: sum(own.get(key, 0) for own in every) for key in keys}
     # In a merge of the models, a root changes with the last of them, and all is done again.
     added["last"] = every[-1]["processors"] if root in found else added["processors"]
     return found, root, {**added, "barriers": [b for own in every for b in own.get("barriers", ())]}

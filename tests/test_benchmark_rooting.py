@@ -117,9 +117,52 @@ def test_what_learns_from_all_at_once_has_the_steps_of_all_rootings(steps, model
     thens = rooting_rows._at_once(group, rooting_rows.Budget(steps))
     ways = {then.name: then.parameters for then in thens}
     assert ways["distilled from zipfit"]["training"] == {"learning_rate": 0.1, "steps": whole}
+    assert ways["fs_merge"]["training"] == {"steps": whole}
     staged = ways["rooted in the first, average, distilled"]
     both = (models - 1) * staged["training"]["steps"] + staged["second_stage"]["steps"]
     assert both == whole
+
+
+@pytest.mark.parametrize("models", [2, 3])
+def test_what_learns_from_all_at_once_has_the_seconds_of_all_rootings(models):
+    group = rooting_rows.Group([None] * models, [], {}, 4, {"learning_rate": 0.1}, None)
+    thens = rooting_rows._at_once(group, rooting_rows.Budget(5.0, unit="seconds"))
+    ways = {then.name: then.parameters for then in thens}
+    whole = {"seconds": 5.0 * (models - 1), "steps": 10**6}
+    assert ways["distilled from zipfit"]["training"] == {"learning_rate": 0.1, **whole}
+    assert ways["fs_merge"]["training"] == whole
+    staged = ways["rooted in the first, average, distilled"]
+    assert staged["training"]["seconds"] == 2.5
+    assert 2 * staged["second_stage"]["seconds"] == whole["seconds"]
+
+
+def test_budgets_in_seconds_have_rows_of_their_own(pictures, monkeypatch):  # noqa: F811
+    name = "rooted in the first, average"
+    options = {"--data": pictures / "shapes", "--classes": ["0,1", "2,3"], "--steps": []}
+    options |= {"--seconds": [0.01, 0.02], "--rows": [name]}
+    call(benchmark_rooting.main, monkeypatch, options_for(pictures, **options), TINY_VIT)
+    (group,) = read(pictures)["shapes, 2 tasks"]["groups"]
+    assert list(group["made"]) == [
+        f"{start}: {budget} seconds"
+        for budget in ("0.02", "0.01")
+        for start in (name, f"{name}, distilled")
+    ]
+    assert all(own["steps"] > 0 for own in group["made"].values())
+    text = (pictures / "out" / "rooting.md").read_text()
+    assert "| seconds | trained | steps | barrier |" in text
+
+
+def test_budgets_are_of_steps_if_nothing_is_said():
+    def budgets(steps=(), seconds=()):
+        given = SimpleNamespace(steps=list(steps), seconds=list(seconds), proxy=[], generated=[])
+        return [str(budget) for budget in benchmark_rooting.budgets_of(given)]
+
+    assert budgets() == ["1000 steps"]
+    assert budgets(seconds=[30.0]) == ["30 seconds"]
+    assert budgets([1, 3, 2], [0.5]) == ["3 steps", "1 steps", "2 steps", "0.5 seconds"]
+    others = SimpleNamespace(steps=[], seconds=[1, 2], proxy=[], generated=["generated:noise"])
+    found = [str(budget) for budget in benchmark_rooting.budgets_of(others)]
+    assert found == ["2 seconds", "2 seconds, generated:noise", "1 seconds"]
 
 
 def test_closed_forms_have_few_of_the_same_data():
