@@ -11,6 +11,7 @@ from hf_zip.method import MergeMethod
 from hf_zip.methods import methods
 from hf_zip.support import support
 from hf_zip.tiny import tiny
+from hf_zip.training.options import TrainingOptions
 
 # What the tests merge, save and load again; classes that are not listed may do as well.
 CLASSES = (
@@ -91,7 +92,7 @@ def methods_table() -> str:
     """Returns the merge methods as a Markdown table."""
     rows = ["| method | what it does | needs | options |", "|---|---|---|---|"]
     for method in methods().values():
-        options = ", ".join(f"`{name}={default}`" for name, default in _options(method))
+        options = ", ".join(f"`{name}={default}`" for name, default in _in_short(method.options))
         link = f"[`{method.name}`]({method.reference})" if method.reference else f"`{method.name}`"
         rows.append(f"| {link} | {method.title} | {_needs(method)} | {options} |")
     return "\n".join(rows)
@@ -151,12 +152,28 @@ def _options(method: MergeMethod, of_models: bool = False) -> list[tuple[str, ob
     return list(_defaults(method.model_options if of_models else method.options))
 
 
+def _in_short(record: type) -> Iterator[tuple[str, object]]:
+    """The options of a record with their defaults; of a training, what is not as in others."""
+    for name, default in _fields(record):
+        if isinstance(default, TrainingOptions):
+            usual = dict(_fields(TrainingOptions))
+            own = [(k, v) for k, v in _fields(type(default)) if v != usual[k]]
+            yield name, "{" + ", ".join(f"{k}: {v}" for k, v in own) + "}"
+        else:
+            yield name, default
+
+
 def _defaults(record: type, before: str = "") -> Iterator[tuple[str, object]]:
     """The options of a record with their defaults, those of a record in it by dotted names."""
-    for field in dataclasses.fields(record):
-        if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
-            yield from _defaults(type(field.default), f"{before}{field.name}.")
-        elif field.default_factory is not dataclasses.MISSING:
-            yield before + field.name, field.default_factory()
+    for name, default in _fields(record):
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            yield from _defaults(type(default), f"{before}{name}.")
         else:
-            yield before + field.name, field.default
+            yield before + name, default
+
+
+def _fields(record: type) -> Iterator[tuple[str, object]]:
+    """The fields of a record with their defaults."""
+    for field in dataclasses.fields(record):
+        made = field.default_factory
+        yield field.name, field.default if made is dataclasses.MISSING else made()
