@@ -246,11 +246,7 @@ def test_a_source_of_several_tasks_is_as_likely_asked_for_each(models):
 
 def test_tokens_are_selected_by_their_text_and_values_as_they_are():
     base = bert(seed=90, cls=BertForMaskedLM)
-    tags = []
-    for seed in (7, 8):
-        model = bert(2, seed, cls=BertForTokenClassification)
-        model.bert.load_state_dict(finetuned(base, seed).bert.state_dict(), strict=False)
-        tags.append(model)
+    tags = [finetuned(base, seed, 2, cls=BertForTokenClassification) for seed in (7, 8)]
     found = merge(tags, APART).model
     (one,) = (tokenizer()([OWN[0][0]], return_tensors="pt") for _ in range(1))
     logits = answer(found, one).logits

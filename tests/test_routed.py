@@ -182,11 +182,7 @@ def test_labels_give_a_loss_and_tasks_have_names(result):
 
 def test_tokens_are_routed_by_the_whole_text():
     base = bert(seed=90, cls=BertForMaskedLM)
-    models = []
-    for seed in (7, 8):
-        model = bert(2, seed, cls=BertForTokenClassification)
-        model.bert.load_state_dict(finetuned(base, seed).bert.state_dict(), strict=False)
-        models.append(model)
+    models = [finetuned(base, seed, 2, cls=BertForTokenClassification) for seed in (7, 8)]
     merged = merge(models, base).model
     (short,) = (tokenizer()([OWN[0][0]], return_tensors="pt") for _ in range(1))
     padded = tokenizer()([OWN[0][0]], return_tensors="pt", padding="max_length", max_length=16)
@@ -294,8 +290,7 @@ def test_what_does_not_fit_is_refused(texts, tmp_path):
         merge(models, base, parameters={"rank": 0.0})
     with pytest.raises(HfZipError, match="penalty is 0"):
         merge(models, base, parameters={"penalty": 0.0})
-    tags = bert(2, 7, cls=BertForTokenClassification)
-    tags.bert.load_state_dict(finetuned(base, 7).bert.state_dict(), strict=False)
+    tags = finetuned(base, 7, 2, cls=BertForTokenClassification)
     with pytest.raises(HfZipError, match="and BertModel has none or they stay apart"):
         merge([models[0], tags], base)
     merge(models, base, out=tmp_path / "out")
