@@ -163,6 +163,7 @@ def _unlike(
     """
     source = sources[position]
     found = base_state(source.model, base.model, heads)
+    parameters = dict(source.model.named_parameters())
     modules = source.model.named_modules()
     tables = {f"{name}.weight" for name, module in modules if isinstance(module, nn.Embedding)}
     names = [name for name, tensor in found.items() if tensor.dim() >= 2 and name not in tables]
@@ -186,7 +187,9 @@ def _unlike(
             f"the weights of {_names(base)} and of {source.reference!r} are only somewhat alike "
             f"(cosine {alike:.2f}); check that it was fine-tuned from there",
         )
-    elif not any(_changes(products[name], position) for name in found):
+    elif not any(_changes(products[name], position) for name in found) and all(
+        bool((parameters[name] == tensor).all()) for name, tensor in found.items()
+    ):
         yield Finding(
             "warning",
             "base",
@@ -195,7 +198,7 @@ def _unlike(
 
 
 def _changes(found: Products, position: int) -> bool:
-    """Whether a model has another number than its base in a parameter."""
+    """Whether a model has another number than its base where a parameter was looked at."""
     return found.changes is not None and bool(found.changes.counted[position, position])
 
 

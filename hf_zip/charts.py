@@ -257,9 +257,11 @@ def _similarity(pairs: Sequence[SimilarityRecord]) -> Iterator[Chart]:
         return
     cosines = [pair.cosines for pair in shown]
     conflicts = [pair.sign_conflicts for pair in shown]
+    share = min(pair.share for pair in shown)
+    part = "" if share == 1 else f", of {100 * share:.0f} % of them"
     for name, title, axis, low, values in (
-        ("similarity", f"Cosines of the sources' {compared}", "cosine", -1.0, cosines),
-        ("signs", f"Opposite signs in the sources' {compared}", "share", 0.0, conflicts),
+        ("similarity", f"Cosines of the sources' {compared}{part}", "cosine", -1.0, cosines),
+        ("signs", f"Opposite signs in the sources' {compared}{part}", "share", 0.0, conflicts),
     ):
         if any(values):
             yield Chart(

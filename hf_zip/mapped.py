@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from weakref import WeakSet
@@ -20,6 +21,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _OPEN: WeakSet["_Pages"] = WeakSet()
+_MOST = 1 << 24  # bytes that may have been read before their memory is given back
 
 
 class _Pages(mmap.mmap):
@@ -58,5 +60,30 @@ def mapped_tensors(path: Path) -> Mapping[str, Tensor] | None:
 
 def release_pages() -> None:
     """Gives back the memory of what was read of mapped files; they are read again when needed."""
+    _Read.count = 0
     for pages in [*_OPEN]:
         pages.madvise(mmap.MADV_DONTNEED)
+
+
+def note_read(count: int) -> None:
+    """Gives back the memory of what was read of mapped files once that is much.
+
+    To do it after every few rows would take as long as reading them.
+
+    Args:
+        count: How many bytes were read since the last call, about.
+    """
+    with _Read.lock:
+        _Read.count += count
+        much = _Read.count > _MOST
+        if much:
+            _Read.count = 0
+    if much:
+        release_pages()
+
+
+class _Read:
+    """How many bytes were read since memory was given back, by all threads."""
+
+    lock = threading.Lock()
+    count = 0

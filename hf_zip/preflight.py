@@ -174,6 +174,9 @@ def render(found: Preflight) -> str:
         for name, pair in zip(names, found.similarities, strict=True):
             cells = [f"{pair.cosines[x]:.3f}" if x in pair.cosines else "-" for x in roles]
             lines.append("  ".join([name.ljust(width), *(cell.rjust(10) for cell in cells)]))
+        share = min(pair.share for pair in found.similarities)
+        if share < 1:
+            lines.append(f"estimated from {100 * share:.0f} % of these weights, spread evenly")
         lines.append(f"initialisation: {found.initialisation}")
         lines.append(f"suggestion: {found.suggestion}")
     return "\n".join(lines)

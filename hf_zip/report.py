@@ -115,6 +115,7 @@ class SimilarityRecord:
         compared: Their weights, or their task vectors: what each changed of the base model.
         cosines: By role of the weights; see `hf_zip.similarity.PairSimilarity`.
         sign_conflicts: The same for the share of opposite signs.
+        share: Share of these weights that was compared, in (0, 1].
     """
 
     first: str
@@ -122,13 +123,14 @@ class SimilarityRecord:
     compared: Literal["weights", "task vectors"]
     cosines: Mapping[str, float]
     sign_conflicts: Mapping[str, float] = field(default_factory=dict)
+    share: float = 1.0
 
     @classmethod
     def of(
         cls, pair: PairSimilarity, compared: Literal["weights", "task vectors"]
     ) -> "SimilarityRecord":
         """Returns the record of what preflight found of a pair."""
-        return cls(pair.first, pair.second, compared, pair.cosines, pair.sign_conflicts)
+        return cls(pair.first, pair.second, compared, pair.cosines, pair.sign_conflicts, pair.share)
 
 
 @dataclass(frozen=True)

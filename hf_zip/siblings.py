@@ -13,7 +13,7 @@ from hf_zip.align import State, mean, shares
 from hf_zip.aligned import check_refit, completed, fit_after, split_heads
 from hf_zip.combining.combination import Combination, Parameter, Setting
 from hf_zip.layer_depth import layer_depths
-from hf_zip.mapped import release_pages
+from hf_zip.mapped import note_read
 from hf_zip.method import MergeInputs
 from hf_zip.outcome import Merged
 from hf_zip.parallel import in_order, own_threads
@@ -124,7 +124,10 @@ def with_matrices(
 
 
 def merged_pieces(
-    inputs: MergeInputs, combination: Combination, options: Any
+    inputs: MergeInputs,
+    combination: Combination,
+    options: Any,
+    check: Callable[[Parameter], None] = lambda parameter: None,
 ) -> Iterator[tuple[str, int, Tensor]]:
     """Yields what is shared of a merge by and by, in the order of the first model's parameters.
 
@@ -132,6 +135,7 @@ def merged_pieces(
         inputs: What the method works on.
         combination: What becomes of one parameter.
         options: The method's options.
+        check: Looks at everything that was read, before it is merged.
 
     Yields:
         The name of a parameter, how many of its numbers came before, and rows of it in the
@@ -150,6 +154,7 @@ def merged_pieces(
 
     def merge(read: Callable[[], Parameter], setting: Setting, found: Any) -> Piece:
         part = read()
+        check(part)
         if part.name in merged:
             return part.name, part.start, combination.combine(replace(part, found=found), setting)
         weights = setting.of_models("weight") if combination.weighted else None
@@ -233,7 +238,7 @@ class _Parts:
             place.copy_(tensor)
         base = None if self.base is None else self.base.get(name)
         origin = None if base is None else base[rows].to(self.device, dtype)
-        release_pages()
+        note_read((len(own) + 1) * own[0].nbytes)
         depth = self.depths.get(name, 1.0)
         return Parameter(name, tensors, origin, name in self.matrices, depth, start)
 

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,6 +16,7 @@ from hf_zip.products import (
     Initialisation,
     Pairs,
     Products,
+    compared_share,
     products,
     total,
     verdict,
@@ -42,12 +43,15 @@ class PairSimilarity:
         sign_conflicts: For the same roles the share, in [0, 1], of opposite signs among the weights
             that are zero in neither; one half for unrelated models. Roles without such weights are
             left out.
+        share: Share of these weights, in (0, 1], that all this was worked out from; below 1 these
+            are estimates, as of large tensors only a part is compared, spread evenly over them.
     """
 
     first: str
     second: str
     cosines: Mapping[str, float]
     sign_conflicts: Mapping[str, float] = field(default_factory=dict)
+    share: float = 1.0
 
     @property
     def initialisation(self) -> Initialisation:
@@ -76,7 +80,8 @@ def similarities(
         role: total(found[name].weights.first(count) for name in names)
         for role, names in roles.items()
     }
-    return _pairs(sources, weights)
+    share = compared_share(found[name] for name in chain.from_iterable(roles.values()))
+    return _pairs(sources, weights, share)
 
 
 def task_vector_similarities(
@@ -101,11 +106,12 @@ def task_vector_similarities(
     found = weight_products(sources, base) if known is None else known
     roles = {}
     for role, names in _roles(sources[0].model, adapter).items():
-        changes = [found[name].changes for name in names]
-        some = [pairs for pairs in changes if pairs is not None]
-        if some:
-            roles[role] = total(some)
-    return _pairs(sources, roles) if roles else ()
+        of_base = [found[name] for name in names if found[name].changes is not None]
+        if of_base:
+            roles[role] = of_base
+    share = compared_share(chain.from_iterable(roles.values()))
+    changes = {role: total(x.changes for x in own if x.changes) for role, own in roles.items()}
+    return _pairs(sources, changes, share) if changes else ()
 
 
 def weight_products(
@@ -129,7 +135,9 @@ def weight_products(
     return products(models, shared, alike)
 
 
-def _pairs(sources: Sequence[Source], roles: Mapping[str, Pairs]) -> tuple[PairSimilarity, ...]:
+def _pairs(
+    sources: Sequence[Source], roles: Mapping[str, Pairs], share: float
+) -> tuple[PairSimilarity, ...]:
     found = []
     for first, second in combinations(range(len(sources)), 2):
         shares = {role: pairs.conflict(first, second) for role, pairs in roles.items()}
@@ -138,7 +146,8 @@ def _pairs(sources: Sequence[Source], roles: Mapping[str, Pairs]) -> tuple[PairS
                 sources[first].name,
                 sources[second].name,
                 {role: pairs.cosine(first, second) for role, pairs in roles.items()},
-                {role: share for role, share in shares.items() if share is not None},
+                {role: found for role, found in shares.items() if found is not None},
+                share,
             )
         )
     return tuple(found)

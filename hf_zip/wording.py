@@ -83,6 +83,7 @@ def limits(report: Report) -> list[str]:
         *_beside(report.evaluation),
         *([_JOINT] if _has_joint(report) else []),
         *_not_measured(report),
+        *_sampled(report),
         "Nothing else was measured: not other data, not shifts of the data, not whether "
         "probabilities are calibrated.",
     ]
@@ -141,6 +142,16 @@ def _exceeds(accuracy: float | None, other: float | None) -> bool:
 def _has_joint(report: Report) -> bool:
     merge = last_row(report.evaluation, "merge")
     return merge is not None and merge.joint is not None and len(report.tasks) > 1
+
+
+def _sampled(report: Report) -> Iterator[str]:
+    """What part of the weights the sources were compared by, where it is not all of them."""
+    share = min((pair.share for pair in report.similarities), default=1.0)
+    if share < 1:
+        yield (
+            f"The weights of the sources were compared by {percent(share)} % of them, spread "
+            "evenly over every large tensor: cosines and shares of opposite signs are estimates."
+        )
 
 
 def _not_measured(report: Report) -> Iterator[str]:

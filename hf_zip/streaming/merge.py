@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from hf_zip.aligned import split_heads
 from hf_zip.assemble import merged_config, stack_heads
 from hf_zip.checkpoint import check_finite, quiet, weight_files
-from hf_zip.combining.combination import Combination
+from hf_zip.combining.combination import Combination, Parameter
 from hf_zip.depth import Assembled
 from hf_zip.errors import HfZipError
 from hf_zip.learned import counters, learned
@@ -90,7 +91,8 @@ def merge_files(
         model = _model(merged, prepared, {}, dtype)
         names = names_in_file(model)
         with open_writer(staging, model, names) as writer:
-            for name, start, piece in merged_pieces(prepared.inputs, combination, options):
+            check = partial(_check_part, prepared)
+            for name, start, piece in merged_pieces(prepared.inputs, combination, options, check):
                 writer.write(name, start, piece)
             _check_heads(merged, prepared)
             for name, rows in stack_heads(merged, prepared.tasks).items():
@@ -129,8 +131,17 @@ def _heads(prepared: Prepared, combination: Combination) -> Merged:
     return Merged({}, ready, provenance={"matched_correlation": {}}, weights=weights)
 
 
+def _check_part(prepared: Prepared, part: Parameter) -> None:
+    """Checks numbers that were read, most of them for the first time, as a merge may drop some."""
+    for tensor in (part.tensors, *(() if part.base is None else (part.base,))):
+        # The sum is many times faster to check, and finite only if all are.
+        if not tensor.sum().isfinite() and not tensor.isfinite().all():
+            for source in (*prepared.sources, *(() if prepared.base is None else (prepared.base,))):
+                check_finite(source.model, source.reference)
+
+
 def _check_heads(merged: Merged, prepared: Prepared) -> None:
-    """Checks the only parameters that were not read before the merge."""
+    """Checks the only parameters that were not read for the merge."""
     for source, head in zip(prepared.sources, merged.heads, strict=True):
         if not all(tensor.isfinite().all() for tensor in head.values()):
             check_finite(source.model, source.reference)
