@@ -23,6 +23,7 @@ _KEYS = {
     "modules": "the parts of a model would be merged apart, by methods of their own; merge whole "
     "models under 'models'",
 }
+_MODEL_KEYS = ("model", "parameters")
 # Where one of these stands, a file is mergekit's; its other keys are keys of recipes here too.
 _OWN_KEYS = ("out_dtype", "tokenizer_source", "tokenizer", "chat_template", "slices", "modules")
 _OWN_PARAMETERS = ("normalize", "int8_mask", "lambda", "max_iter", "tol", "filter_wise", "epsilon")
@@ -119,6 +120,9 @@ def _models(
     for i, entry in enumerate(listed):
         if not isinstance(entry, Mapping) or "model" not in entry:
             raise HfZipError(f"models.{i} should be a mapping with the key 'model'")
+        for key in entry:
+            if key not in _MODEL_KEYS:
+                raise unknown(f"key in models.{i}", str(key), _MODEL_KEYS)
         name = str(entry["model"])
         own.append((name, _settings(entry.get("parameters"), f"models.{i}.parameters")))
     base = values.get("base_model")

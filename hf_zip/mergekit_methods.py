@@ -257,7 +257,13 @@ def _required(name: str, model: str, options: Settings, common: Settings) -> Set
 
 
 def _flag(name: str, common: Settings, default: bool) -> bool:
-    return bool(common[name].constant()) if name in common else default
+    """A parameter that is on or off, as a truth value or as 1 or 0."""
+    if name not in common:
+        return default
+    value = common[name].constant()
+    if value not in (True, False):
+        raise HfZipError(f"{common[name].where} should be true or false, not {value!r}")
+    return bool(value)
 
 
 def _one(name: str, values: Sequence[Setting], method: str) -> Setting:

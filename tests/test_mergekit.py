@@ -451,6 +451,10 @@ REFUSED = [
     (config("tise", ONE), "unknown merge_method of mergekit 'tise'. Did you mean 'ties'"),
     ({"merge_method": "linear", "models": "a"}, "models should be a list, not 'a'"),
     ({"merge_method": "linear", "models": ["a"]}, "models.0 should be a mapping with the key 'mod"),
+    (
+        {"merge_method": "linear", "models": [{"model": "a", "layer_range": [0, 1]}]},
+        "unknown key in models.0 'layer_range'. Known: model, parameters",
+    ),
     (config("ties", [1]), "models.0.parameters should be a mapping of keys to values, not a list"),
     (
         config("ties", {"weight": {"filter": "mlp", "value": 1}}),
@@ -519,6 +523,7 @@ REFUSED = [
         "gamma is 0.1, 0.01, but 'breadcrumbs' has one for all models",
     ),
     (config("della", {**ONE, "density": 0.5}, ONE), "density is 0.5, 1.0, but 'della' has one for"),
+    (config("ties", ONE, parameters={"normalize": "no"}), "normalize should be true or false, not"),
     (config("ties"), "names no models but the base; list some"),
     (config("ties", ONE, tokenizer_source="union"), "tokenizer_source: union adds rows for tokens"),
     (config("ties", ONE, tokenizer={"source": "union"}), "tokenizer_source: union adds rows"),
