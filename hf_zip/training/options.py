@@ -1,5 +1,6 @@
 """How to train: how long, how fast, how precisely, and what to keep on the way."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,7 +37,8 @@ class TrainingOptions:
         patience: Looks without a better loss after which the training stops; left out, it does not.
         checkpoints: Folder for checkpoints; a training that was stopped goes on from the last one
             there. Left out, none are kept.
-        report_to: Trackers as of transformers' `TrainingArguments`, such as "tensorboard".
+        report_to: Trackers as of transformers' `TrainingArguments`, such as "tensorboard", which
+            writes into the folder of checkpoints.
     """
 
     steps: int = 500
@@ -76,6 +78,13 @@ class TrainingOptions:
             raise HfZipError(
                 f"patience is {self.patience}, but no inputs are held out to look at; set held_out "
                 "to their share, such as 0.1"
+            )
+        # Where transformers writes these logs is a temporary folder, unless it is told another.
+        told = self.checkpoints or os.environ.get("TENSORBOARD_LOGGING_DIR")
+        if {"tensorboard", "all"} & {*self.report_to} and not told:
+            raise HfZipError(
+                f"report_to is {', '.join(self.report_to)}, but TensorBoard's logs lie in the "
+                "folder of checkpoints, and none is kept; give one as checkpoints"
             )
 
     @property
