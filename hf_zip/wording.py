@@ -104,7 +104,10 @@ def trained(found: Trained) -> str:
     taken = "" if found.best_step == found.steps else f", those of step {found.best_step} taken"
     curve = found.held_out or found.losses
     where = "on held-out inputs " if found.held_out else ""
-    losses = f"; loss {where}from {curve[0][1]:.4g} to {curve[-1][1]:.4g}" if curve else ""
+    # The first, the last, and the one that was taken, which may be another.
+    shown = (curve[0][0], curve[-1][0], found.best_step) if curve else ()
+    looks = [f"{loss:.4g} after step {step:g}" for step, loss in curve if step in shown]
+    losses = f"; loss {where}{', '.join(looks)}" if looks else ""
     steps = f"{found.steps} steps{_ENDS[found.ended]}{taken}"
     return f"{found.name}, {steps}, {found.seconds:.0f} s{losses}"
 

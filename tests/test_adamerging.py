@@ -159,7 +159,7 @@ def test_report_and_card_say_what_was_learnt(siblings):
     several = replace(training, held_out=((1.0, 3.0), (2.0, 2.5)), best_step=1)
     card = render_card(replace(report, trainings=(several,)))
     assert "2 steps, those of step 1 taken" in card
-    assert "loss on held-out inputs from 3 to 2.5" in card
+    assert "loss on held-out inputs 3 after step 1, 2.5 after step 2" in card
 
 
 def test_a_killed_training_of_factors_goes_on_with_the_same_sources_only(siblings, tmp_path):

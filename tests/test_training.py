@@ -257,7 +257,9 @@ def test_patience_without_held_out_inputs_is_refused():
 @pytest.mark.parametrize("trackers", [("tensorboard",), ("all",)])
 def test_logs_that_would_be_removed_with_their_folder_are_refused(trackers, monkeypatch):
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    with pytest.raises(HfZipError, match="TensorBoard's logs lie in the folder of checkpoints, and"):
+    with pytest.raises(
+        HfZipError, match="TensorBoard's logs lie in the folder of checkpoints, and"
+    ):
         TrainingOptions(report_to=trackers)
     assert TrainingOptions(report_to=trackers, checkpoints="run").report_to == trackers
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "logs")
