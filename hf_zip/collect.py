@@ -156,13 +156,27 @@ def observe(
     """
     with capture(model, taps, batch.get("attention_mask")) as seen:
         model(**batch)
+    check_seen(model, taps, seen)
+    return seen
+
+
+def check_seen(model: nn.Module, taps: Sequence[Tap], seen: Mapping[Tap, Tensor]) -> None:
+    """Checks that a forward has reached what was to be observed.
+
+    Args:
+        model: The model.
+        taps: Where to look.
+        seen: What `capture` has recorded.
+
+    Raises:
+        HfZipError: It did not.
+    """
     for tap in taps:
         if tap not in seen:
             raise HfZipError(
                 f"the forward of {type(model).__name__} never reached {tap.module!r}, so its "
                 f"{tap.side} cannot be observed"
             )
-    return seen
 
 
 @contextmanager

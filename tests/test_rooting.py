@@ -14,9 +14,10 @@ from hf_zip.methods.rooting import ENTRY, RootingMergeOptions
 from hf_zip.plain import build
 from hf_zip.report import Report
 from hf_zip.rooting.barrier import loss_barrier
+from hf_zip.rooting.first_fit import first_fit
 from hf_zip.rooting.options import RootingOptions
 from hf_zip.rooting.root import root_model
-from hf_zip.rooting.streams import fit_maps, run_with_streams, stream_error
+from hf_zip.rooting.streams import run_with_streams, stream_error
 from hf_zip.tiny import tiny
 from tests.launch import run_in
 from tests.models import permuted, random_inputs, rows, vit
@@ -99,7 +100,7 @@ def test_maps_are_those_of_least_squares(seed):
     root, model = bert(2, 3).double(), bert(2, 4).double()
     inputs = random_inputs(root, 30, seed=seed)
     accelerator = make_accelerator()
-    (found,) = fit_maps(root, model, rows(inputs), [2], 1e-12, 7, accelerator, False)
+    (found,) = first_fit(root, model, rows(inputs), [2], [], 1e-12, 7, accelerator, False).maps
     mask = inputs["attention_mask"].bool()
     with torch.no_grad():
         own, theirs = (run_with_streams(m, inputs, [2])[1][0] for m in (root, model))
@@ -162,12 +163,15 @@ def test_the_barrier_by_hand():
     with torch.no_grad():
         model.classifier.weight.zero_()
 
-    def hill(run, batch):  # 2 at the ends, 4 in the middle
-        place = run(**batch).logits[:, 0] / 2
-        return 2 + 8 * place * (1 - place)
+    def hill(batch):  # 2 at the ends, 4 in the middle
+        def on(run):
+            place = run(**batch).logits[:, 0] / 2
+            return 2 + 8 * place * (1 - place)
 
-    def slope(run, batch):
-        return run(**batch).logits[:, 0]
+        return on
+
+    def slope(batch):
+        return lambda run: run(**batch).logits[:, 0]
 
     for loss, wanted in ((hill, 1.0), (slope, 0.0)):
         found = loss_barrier(model, [zero, two], loss, inputs, 2, accelerator)

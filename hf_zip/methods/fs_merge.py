@@ -15,14 +15,16 @@ from hf_zip.folding.common import in_stream_of
 from hf_zip.folding.learning import Folding, Lesson, folding_loss
 from hf_zip.folding.reading import Reading
 from hf_zip.folding.supernet import SuperNet
+from hf_zip.groups import head_names
 from hf_zip.kinds import head_kind
 from hf_zip.match import Plan, match
 from hf_zip.method import MergeInputs, MergeMethod, Requires, Runtime
 from hf_zip.outcome import Merged
 from hf_zip.ranges import check_between
-from hf_zip.refit.head import refit_heads, with_trunk
+from hf_zip.refit.head import with_trunk
+from hf_zip.rooting.first_fit import FirstFit, first_fit
 from hf_zip.rooting.options import DistillTraining, LessonOptions
-from hf_zip.rooting.streams import checked_blocks, fit_maps
+from hf_zip.rooting.streams import checked_blocks
 from hf_zip.side_by_side import SideBySide, distinct_sets
 from hf_zip.training.learner import Learner
 from hf_zip.undecided import check_recomputed, identity_of
@@ -140,19 +142,15 @@ def _start(inputs: MergeInputs, blocks: Sequence[int], options: FsMergeOptions) 
     states, shares = _begun(inputs, options)
     _, trunks = split_heads(inputs, states)
     trunk = mean(trunks, shares)
+    fitted = _fitted(inputs, trunk, shares, blocks, options)
     reading = None
     if options.feature_weight:
-        student = with_trunk(runtime.models[0], trunk)
-        fitted = [
-            fit_maps(student, model, feed.inputs, blocks, options.penalty, *_running(runtime, feed))
-            for model, feed in zip(runtime.models, runtime.feeds, strict=True)
-        ]
-        reading = Reading(fitted, options.rank, generator)
+        reading = Reading([own.maps for own in fitted], options.rank, generator)
     precise = torch.promote_types(runtime.models[0].dtype, torch.float32)
     device = runtime.accelerator.device
     whole = [
-        {name: tensor.to(device, precise) for name, tensor in {**state, **head}.items()}
-        for state, head in zip(states, _heads(inputs, trunk, shares, options), strict=True)
+        {name: tensor.to(device, precise) for name, tensor in {**state, **own.heads}.items()}
+        for state, own in zip(states, fitted, strict=True)
     ]
     net = SuperNet(whole, inputs.groups, inputs.heads, shares, options.rank, generator)
     return Folding(net, reading).to(device, precise)
@@ -202,18 +200,25 @@ def _in_stream(inputs: MergeInputs, first: int, position: int, options: FsMergeO
     )
 
 
-def _heads(
-    inputs: MergeInputs, trunk: State, shares: Sequence[float], options: FsMergeOptions
-) -> tuple[State, ...]:
-    """The head of each model, fitted to its logits on the features that the trunk begins with."""
+def _fitted(
+    inputs: MergeInputs,
+    trunk: State,
+    shares: Sequence[float],
+    blocks: Sequence[int],
+    options: FsMergeOptions,
+) -> list[FirstFit]:
+    """For each model the maps to its features from those that the trunk begins with, and a head.
+
+    A model that is all that the trunk begins as, or has no head of its own, keeps what it has.
+    """
     runtime, found = inputs.runtime, []
-    own, _ = split_heads(inputs, inputs.states)
-    for model, feed, head, share in zip(runtime.models, runtime.feeds, own, shares, strict=True):
-        if share < 1 and inputs.heads:
-            given = (runtime.adapter, feed.inputs, options.penalty, *_running(runtime, feed))
-            (head,) = refit_heads(trunk, [model], *given)
-        found.append(head)
-    return tuple(found)
+    student = with_trunk(runtime.models[0], trunk)
+    for model, feed, share in zip(runtime.models, runtime.feeds, shares, strict=True):
+        fits_head = share < 1 and bool(inputs.heads)
+        names = head_names(model, runtime.adapter) if fits_head else ()
+        given = (blocks, names, options.penalty, *_running(runtime, feed))
+        found.append(first_fit(student, model, feed.inputs, *given))
+    return found
 
 
 def _running(runtime: Runtime, feed: Feed) -> tuple[int, Any, bool]:

@@ -18,7 +18,7 @@ _PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 def loss_barrier(
     model: PreTrainedModel,
     ends: Sequence[Mapping[str, Tensor]],
-    loss: Callable[[Any, Mapping[str, Any]], Tensor],
+    loss_on: Callable[[Mapping[str, Any]], Callable[[Any], Tensor]],
     inputs: Any,
     batch_size: int,
     accelerator: Accelerator,
@@ -30,7 +30,7 @@ def loss_barrier(
     Args:
         model: Runs with the parameters on the way; those that the ends lack are its own.
         ends: Parameters by name.
-        loss: Returns the loss of each input, given what is called like the model, and a batch.
+        loss_on: Returns, of a batch, the loss of each input, given what is called like the model.
         inputs: A map-style data set of keyword arguments for the model.
         batch_size: Inputs per forward.
         accelerator: Adds up the losses of all processes.
@@ -43,9 +43,10 @@ def loss_barrier(
     sums = torch.zeros(len(_PLACES) + 1, device=accelerator.device)
     loader = make_loader(inputs, batch_size, accelerator)
     for batch in loader:
+        loss = loss_on(batch)
         for position, place in enumerate(_PLACES):
             there = {**own, **{name: torch.lerp(x, end[name], place) for name, x in start.items()}}
-            losses = loss(_With(model, there), batch)
+            losses = loss(_With(model, there))
             sums[position] += losses.sum()
         sums[-1] += len(losses)
     *totals, count = accelerator.reduce(sums, reduction="sum").tolist()

@@ -92,7 +92,7 @@ def distil(
     student = student.to(device).eval()
     running, rows = (accelerator, progress), _rows(start.heads)
     lessons = [
-        plan_lesson(student, teacher, feed.inputs, options, feed.batch_size, *running, rows=own)
+        plan_lesson(student, teacher, feed.inputs, options, feed.batch_size, *running, rows=own)[0]
         for teacher, feed, own in zip(taught, feeds, rows, strict=True)
     ]
     parts = shares(len(teachers), weights)

@@ -1,6 +1,6 @@
 """What a teacher gives a student to learn: a loss of each input."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_zip.align import State
 from hf_zip.errors import HfZipError
 from hf_zip.kinds import Kind, head_kind
+from hf_zip.rooting.first_fit import first_fit
 from hf_zip.rooting.options import LessonOptions
-from hf_zip.rooting.streams import (
-    StreamMap,
-    checked_blocks,
-    fit_maps,
-    run_with_streams,
-    stream_error,
-)
+from hf_zip.rooting.streams import StreamMap, checked_blocks, run_with_streams, stream_error
 from hf_zip.training.choices import COMPARABLE, answer_error
 from hf_zip.training.options import TrainingOptions
 from hf_zip.weighing.feed import Feed
@@ -46,16 +42,26 @@ class Lesson:
     maps: tuple[StreamMap, ...]
     rows: slice | None
 
-    def loss(self, output: Any, batch: Mapping[str, Any]) -> Float[Tensor, " inputs"]:
+    @torch.no_grad()
+    def shown(self, batch: Mapping[str, Any]) -> tuple[Any, list[Tensor]]:
+        """Returns what the teacher puts out, and its features after the blocks.
+
+        Args:
+            batch: What it is given.
+        """
+        return run_with_streams(self.teacher, batch, self.blocks)
+
+    def loss(
+        self, output: Any, batch: Mapping[str, Any], shown: tuple[Any, list[Tensor]]
+    ) -> Float[Tensor, " inputs"]:
         """Returns the loss of each input.
 
         Args:
             output: What the student puts out, with the features after its blocks.
             batch: What it was given.
+            shown: What the teacher has shown of it.
         """
-        with torch.no_grad():
-            wanted, theirs = run_with_streams(self.teacher, batch, self.blocks)
-        parts, options = [], self.options
+        parts, options, (wanted, theirs) = [], self.options, shown
         if self.blocks:
             own = [output.hidden_states[block] for block in self.blocks]
             error = stream_error(own, theirs, self.maps, batch.get("attention_mask"))
@@ -77,8 +83,11 @@ def plan_lesson(
     accelerator: Accelerator,
     progress: bool = True,
     rows: slice | None = None,
-) -> Lesson:
+    heads: Sequence[str] = (),
+) -> tuple[Lesson, State]:
     """Returns what a teacher gives a student to learn, with maps that are fitted as both are now.
+
+    Beside it the parameters of heads with which the student answers likewise, fitted in one go.
 
     Args:
         student: The student, on the accelerator's device.
@@ -89,6 +98,7 @@ def plan_lesson(
         accelerator: The accelerator to run under.
         progress: Show a progress bar, on the main process.
         rows: See `Lesson`.
+        heads: Names of the student's heads that are fitted.
 
     Raises:
         HfZipError: The models cannot be compared.
@@ -101,13 +111,13 @@ def plan_lesson(
             "compared, and feature_weight is 0; give the features a weight"
         )
     blocks: tuple[int, ...] = ()
-    maps: list[StreamMap] = []
     if options.feature_weight:
         batch = Feed(inputs, batch_size).one(accelerator)
-        running = (batch_size, accelerator, progress)
         blocks = checked_blocks(student, teacher, batch, options.blocks)
-        maps = fit_maps(student, teacher, inputs, blocks, options.penalty, *running)
-    return Lesson(teacher, options, kind if answers else None, blocks, tuple(maps), rows)
+    running = (batch_size, accelerator, progress)
+    found = first_fit(student, teacher, inputs, blocks, heads, options.penalty, *running)
+    lesson = Lesson(teacher, options, kind if answers else None, blocks, found.maps, rows)
+    return lesson, found.heads
 
 
 def losses(
@@ -120,9 +130,26 @@ def losses(
         batch: What it and all teachers are given.
         lessons: At least one.
     """
+    return losses_on(batch, lessons)(student)
+
+
+def losses_on(
+    batch: Mapping[str, Any], lessons: Sequence[Lesson]
+) -> Callable[[Any], list[Float[Tensor, " inputs"]]]:
+    """Returns what gives the losses of any student on a batch; the teachers run once.
+
+    Args:
+        batch: See `losses`.
+        lessons: See `losses`.
+    """
     blocks = max((lesson.blocks for lesson in lessons), key=len)
-    output, _ = run_with_streams(student, batch, blocks)
-    return [lesson.loss(output, batch) for lesson in lessons]
+    shown = [lesson.shown(batch) for lesson in lessons]
+
+    def found(student: Any) -> list[Tensor]:
+        output, _ = run_with_streams(student, batch, blocks)
+        return [own.loss(output, batch, theirs) for own, theirs in zip(lessons, shown, strict=True)]
+
+    return found
 
 
 def identity_of_lessons(

@@ -1,7 +1,7 @@
 """A model, its root and unlabelled inputs → a model in the root's parameter space."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,16 @@ from hf_zip.adapters import Adapter
 from hf_zip.align import State
 from hf_zip.collect import check_inputs
 from hf_zip.errors import HfZipError
+from hf_zip.groups import head_names
 from hf_zip.learned import learned
 from hf_zip.refit.head import with_trunk
 from hf_zip.refit.reconfigured import reconfigured
 from hf_zip.rooting.barrier import loss_barrier
-from hf_zip.rooting.lesson import identity_of_lessons, losses, plan_lesson
+from hf_zip.rooting.lesson import identity_of_lessons, losses, losses_on, plan_lesson
 from hf_zip.rooting.lora import add_lora, fold_lora
 from hf_zip.rooting.options import RootingOptions
-from hf_zip.rooting.start import fitted_head, transported_start
-from hf_zip.rooting.student import compute_activations_again, make_student
+from hf_zip.rooting.start import transported_start
+from hf_zip.rooting.student import compute_activations_again, make_student, put
 from hf_zip.training.learner import Learner
 from hf_zip.training.trained import Trained
 
@@ -101,18 +102,24 @@ def root_model(
     teacher = model.to(device).eval()
     like = reconfigured(teacher, config) if config else teacher
     _check_shapes(like, root)
-    begin = root
+    begin: State = root
+    fitted: Sequence[str] = ()
     if options.start == "transport":
         given = (teacher, root, own_base, inputs, adapter, options.penalty, running)
         begin, head = transported_start(*given)
         teacher.to(device)
-    elif head is None:
-        head = fitted_head(teacher, root, inputs, adapter, options.penalty, running, like)
-    student = make_student(like, {**begin, **head})
-    lesson = plan_lesson(student, teacher, inputs, options, *running)
+    elif head is None and adapter is not None:
+        fitted = head_names(teacher, adapter)
+    student = make_student(like, {**begin, **(head or {})}).eval()
+    lesson, heads = plan_lesson(student, teacher, inputs, options, *running, heads=fitted)
+    put(student, heads)
 
     def loss(own: Any, batch: Mapping[str, Any]) -> Tensor:
         return losses(own, batch, [lesson])[0]
+
+    def loss_on(batch: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+        found = losses_on(batch, [lesson])
+        return lambda own: found(own)[0]
 
     if options.lora_rank:
         add_lora(student, root, options.lora_rank, seed)
@@ -133,7 +140,7 @@ def root_model(
     student.eval()
     few = Subset(inputs, range(min(len(inputs), _FOR_BARRIER)))
     trunk = {n: p.detach().clone() for n, p in student.named_parameters() if n in root}
-    barrier = loss_barrier(student, [root, trunk], loss, few, batch_size, accelerator)
+    barrier = loss_barrier(student, [root, trunk], loss_on, few, batch_size, accelerator)
     if barrier > options.tolerance:
         logger.warning(
             "%s: on the way from the root the loss rises by %.0f %% of its larger end, which is "

@@ -1,4 +1,4 @@
-"""What a copy of a root begins as: the parameters, and the head that reads them."""
+"""What a copy of a root begins as where its model was fine-tuned from another base."""
 
 from typing import Any
 
@@ -13,32 +13,6 @@ from hf_zip.refit.head import refit_heads, trunk_of
 from hf_zip.transport import bring, pretrained
 
 Running = tuple[int, Accelerator, bool]  # inputs per forward, what to run under, progress bars
-
-
-def fitted_head(
-    model: PreTrainedModel,
-    root: State,
-    inputs: Any,
-    adapter: Adapter | None,
-    penalty: float,
-    running: Running,
-    like: PreTrainedModel | None = None,
-) -> State:
-    """Returns a head that gives a model's logits on a root's features; nothing if none is known.
-
-    Args:
-        model: The model.
-        root: The root's parameters by name, heads left out.
-        inputs: A map-style data set of keyword arguments for the models.
-        adapter: Their family's table, if there is one.
-        penalty: See `refit_heads`.
-        running: How the models are run.
-        like: A model of the root's shapes; left out, they are the model's.
-    """
-    if adapter is None or not head_names(model, adapter):
-        return {}
-    (head,) = refit_heads(root, [model], adapter, inputs, penalty, *running, like=like)
-    return head
 
 
 def transported_start(

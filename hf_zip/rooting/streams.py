@@ -1,22 +1,16 @@
-"""The features after each block, and linear maps between those of two models."""
+"""The features after each block, and how far they are from those of another model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import tqdm
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from hf_zip.collect import make_loader, reduced
 from hf_zip.errors import HfZipError
-from hf_zip.refit.ridge import regress
-from hf_zip.statistics.covariance import Covariance
-from hf_zip.weighing.feed import Feed
 
 Batch = Mapping[str, Any]
 
@@ -87,55 +81,6 @@ def checked_blocks(
                 "their features cannot be compared; set feature_weight: 0"
             )
     return chosen
-
-
-@torch.no_grad()
-def fit_maps(
-    root: PreTrainedModel,
-    model: PreTrainedModel,
-    inputs: Any,
-    blocks: Sequence[int],
-    penalty: float,
-    batch_size: int,
-    accelerator: Accelerator,
-    progress: bool = True,
-) -> list[StreamMap]:
-    """Returns for each block the ridge regression of a model's features on the root's.
-
-    Args:
-        root: The root, on the accelerator's device.
-        model: The model, likewise.
-        inputs: A map-style data set of keyword arguments for the models.
-        blocks: Numbers of blocks.
-        penalty: Ridge, as a share of the mean diagonal of the Gram.
-        batch_size: Inputs per forward.
-        accelerator: Adds up the sums of all processes.
-        progress: Show a progress bar, on the main process.
-    """
-    # A process may get no batch at all, and still has to add up what others have.
-    one = Feed(inputs, batch_size).one(accelerator)
-    widths = [
-        [states.shape[-1] for states in run_with_streams(own, one, blocks)[1]]
-        for own in (root, model)
-    ]
-    sums = [Covariance(sum(both), accelerator.device) for both in zip(*widths, strict=True)]
-    loader = make_loader(inputs, batch_size, accelerator)
-    for batch in tqdm(loader, desc="maps", disable=not progress, leave=False):
-        mask = batch.get("attention_mask")
-        pairs = zip(
-            *(run_with_streams(own, batch, blocks)[1] for own in (root, model)), strict=True
-        )
-        for total, (own, theirs) in zip(sums, pairs, strict=True):
-            both = torch.cat([own, theirs], dim=-1)
-            total.update(both.flatten(0, 1) if mask is None else both[mask.bool()])
-    found = []
-    for width, own in zip(widths[0], sums, strict=True):
-        total = reduced(own, accelerator)
-        weight, bias = regress(total, width, penalty)
-        spread = total.covariance()[width:, width:].trace().item()
-        dtype, device = root.dtype, accelerator.device
-        found.append(StreamMap(weight.to(device, dtype), bias.to(device, dtype), spread))
-    return found
 
 
 def stream_error(

@@ -31,14 +31,25 @@ def make_student(
         student = copy.deepcopy(model)
     for name, tensor in state.items():
         _with_rows(student, name, tensor.shape)
-    own = learned(student)
-    for name, tensor in state.items():
-        own[name].copy_(tensor)
+    put(student, state)
     for module in student.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and ("drop" in name or isinstance(module, nn.Dropout)):
                 setattr(module, name, 0.0)
     return student
+
+
+@torch.no_grad()
+def put(student: PreTrainedModel, state: State) -> None:
+    """Gives a student other parameters and running statistics, in place.
+
+    Args:
+        student: The student.
+        state: What to put there, by name, on any device.
+    """
+    own = learned(student)
+    for name, tensor in state.items():
+        own[name].copy_(tensor)
 
 
 def _with_rows(model: nn.Module, name: str, shape: torch.Size) -> None:
