@@ -66,10 +66,17 @@ def check_replaceable(target: Path) -> None:
     """Checks that a folder may be written, before any work is done.
 
     Raises:
-        HfZipError: The target is a file, or a folder that holds something else than a merge.
+        HfZipError: The target is a file, a folder that holds something else than a merge, or
+            nothing can be written where it should be.
     """
     if target.is_file():
         raise HfZipError(f"{str(target)!r} is a file; give the name of a folder to write to")
+    above = next(place for place in target.absolute().parents if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "cannot be written to" if above.is_dir() else "is a file"
+        raise HfZipError(
+            f"cannot write {str(target)!r}: {str(above)!r} {reason}; give another folder"
+        )
     if target.is_dir() and any(target.iterdir()) and not (target / MARKER).is_file():
         raise HfZipError(
             f"{str(target)!r} is not empty and holds no {MARKER}, so it is not an earlier merge; "
@@ -168,13 +175,19 @@ def staged(target: Path) -> Iterator[Path]:
     Raises:
         HfZipError: The target cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _tidy(target)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-{os.getpid()}-", dir=target.parent))
+    # Of a link, what it points to is replaced: the link says where the folder should lie.
+    place = target.resolve() if target.is_symlink() else target
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(place)
+        prefix = f".{place.name}.new-{os.getpid()}-"
+        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=place.parent))
+    except OSError as error:
+        raise HfZipError(f"cannot write {str(target)!r}: {error}; give another folder") from error
     try:
         yield staging
         staging.chmod(0o755)
-        _exchange(staging, target)
+        _exchange(staging, place)
     except (OSError, SafetensorError) as error:
         raise HfZipError(
             f"cannot write {str(target)!r}: {error}; what was there is left as it was"

@@ -137,6 +137,38 @@ def test_a_running_neighbours_staging_is_left(tmp_path):
     assert staging.is_dir()
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(
+        HfZipError, match=r"cannot write '.*deep': '.*notes.txt' is a file; give an"
+    ):
+        check_replaceable(tmp_path / "notes.txt" / "deep")
+    check_replaceable(tmp_path / "new" / "deep")
+    monkeypatch.setattr(save.os, "access", lambda place, mode: place != tmp_path)
+    with pytest.raises(HfZipError, match=r"cannot write '.*deep': '.*' cannot be written to; give"):
+        check_replaceable(tmp_path / "new" / "deep")
+
+
+def test_a_place_that_cannot_be_made_ends_in_a_message(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with (
+        pytest.raises(HfZipError, match=r"cannot write '.*deep': .*File exists.*; give another"),
+        save.staged(tmp_path / "notes.txt" / "deep"),
+    ):
+        pass
+
+
+def test_of_a_link_what_it_points_to_is_replaced(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "far" / "real")
+    for text in ("first", "second"):
+        with save.staged(tmp_path / "out") as staging:
+            (staging / "a.txt").write_text(text)
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "far" / "real" / "a.txt").read_text() == text
+    assert hidden(tmp_path) == hidden(tmp_path / "far") == []
+
+
 def test_other_peoples_folders_and_files_are_not_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(HfZipError, match=f"is not empty and holds no {re.escape(MARKER)}"):
