@@ -1,6 +1,7 @@
 """Merges that are written as a LoRA of their base: which can be, and how they become one."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -96,7 +97,10 @@ def as_adapter(
         )
     state = base_state(model, base.model, heads)
     extraction = extract(model, state, recipe.rank)
-    place = base.reference.partition("@")[0] if base.revision else base.reference
+    # A folder in full, so that the adapter loads from wherever a program is started.
+    place = (
+        base.reference.partition("@")[0] if base.revision else str(Path(base.reference).resolve())
+    )
     dtype: torch.dtype = getattr(torch, recipe.dtype)
     adapter = MergedAdapter(extraction, place, base.revision, dtype)
     return approximated(model, state, extraction, dtype), adapter

@@ -86,6 +86,14 @@ def largest(first, second):
     return (outputs(first, inputs) - outputs(second, inputs)).abs().max().item()
 
 
+def test_a_base_is_named_by_its_whole_path(folders, tmp_path, monkeypatch, no_pictures):
+    monkeypatch.chdir(folders)
+    merge(folders, tmp_path / "out", base_model="base")
+    settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str((folders / "base").resolve())
+    assert '    "base",  # its folder' in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_sum_of_loras_is_a_lora_of_their_ranks(folders, tmp_path):
     out = tmp_path / "out"
     result = merge(folders, out)
