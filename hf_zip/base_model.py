@@ -145,7 +145,8 @@ def _misfits(
         yield Finding(
             "info",
             "base",
-            f"{_names(base)} lacks {first_few(absent, 3, str)}, which the models are averaged in",
+            f"{_names(base)} lacks {first_few(absent, 3, str)}, which no task vector has: they are "
+            "averaged, or kept as they are by methods that keep something per task",
         )
 
 

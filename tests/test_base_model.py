@@ -285,8 +285,9 @@ def test_what_the_base_lacks_is_told():
     assert check(models, base) == [
         (
             "info",
-            "base_model 'origin' lacks bert.pooler.dense.weight, bert.pooler.dense.bias, which the "
-            "models are averaged in",
+            "base_model 'origin' lacks bert.pooler.dense.weight, bert.pooler.dense.bias, which no "
+            "task vector has: they are averaged, or kept as they are by methods that keep "
+            "something per task",
         )
     ]
 
