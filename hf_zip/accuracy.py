@@ -11,7 +11,7 @@ from hf_zip.errors import HfZipError
 from hf_zip.evaluate import Evaluation, description_of, evaluate
 from hf_zip.method import Runtime
 from hf_zip.recipe import IN_MEMORY
-from hf_zip.report import Validation
+from hf_zip.report_records import Validation
 from hf_zip.sources import Source
 from hf_zip.tasks import Task
 

@@ -15,7 +15,8 @@ from hf_zip.licenses import stated_licenses
 from hf_zip.lineage import tree
 from hf_zip.metadata import card_metadata, hub_id, last_row
 from hf_zip.redact import published
-from hf_zip.report import Report, SourceRecord
+from hf_zip.report import Report
+from hf_zip.report_records import SourceRecord
 from hf_zip.sources import AdapterBase
 from hf_zip.tables import amount, escape, factors_table, markdown_table, percent
 from hf_zip.wording import answered, described, joined, licence, limits, meanings, metrics, trained

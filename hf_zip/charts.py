@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
-from hf_zip.report import Report, SimilarityRecord
+from hf_zip.report import Report
+from hf_zip.report_records import SimilarityRecord
 from hf_zip.tables import titled
 
 Form = Literal["lines", "bars", "cells", "points"]

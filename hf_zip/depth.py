@@ -18,7 +18,7 @@ from hf_zip.outcome import Merged
 from hf_zip.partial import partial_config
 from hf_zip.recipe import Budget, Unmerge
 from hf_zip.refit import regress
-from hf_zip.report import Validation
+from hf_zip.report_records import Validation
 from hf_zip.statistics.covariance import Covariance
 from hf_zip.tasks import Task
 from hf_zip.unmerge import explained_shares

@@ -13,7 +13,7 @@ from hf_zip.extraction import approximated, extract
 from hf_zip.method import MergeMethod
 from hf_zip.methods import methods
 from hf_zip.recipe import Recipe
-from hf_zip.report import AdapterRecord
+from hf_zip.report_records import AdapterRecord
 from hf_zip.request import Request
 from hf_zip.sources import Source
 from hf_zip.vocabulary import order_between

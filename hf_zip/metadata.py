@@ -9,7 +9,8 @@ from hf_zip.candidates import Kind
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
 from hf_zip.generated import parts_of
 from hf_zip.metrics import hub_metric
-from hf_zip.report import Report, SourceRecord
+from hf_zip.report import Report
+from hf_zip.report_records import SourceRecord
 from hf_zip.sources import AdapterBase
 
 

@@ -16,7 +16,8 @@ from hf_zip.evaluate import Evaluation
 from hf_zip.lineage import tree
 from hf_zip.metadata import hub_id
 from hf_zip.redact import published, published_sweep
-from hf_zip.report import REPORT_NAME, Report, SourceRecord, read
+from hf_zip.report import REPORT_NAME, Report, read
+from hf_zip.report_records import SourceRecord
 from hf_zip.save import write_file
 from hf_zip.sources import AdapterBase
 from hf_zip.sweep_report import SWEEP_NAME, SweepReport, read_sweep

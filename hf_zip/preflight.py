@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_zip.adapters import Adapter
 from hf_zip.base_model import base_state, compare_base, compare_own_bases
 from hf_zip.checkpoint import check_finite
 from hf_zip.compatibility import (
@@ -18,8 +17,8 @@ from hf_zip.compatibility import (
     refused,
 )
 from hf_zip.errors import HfZipError
+from hf_zip.initialisations import suggestion, unlike_initialisations
 from hf_zip.licenses import license_warnings, stated_licenses
-from hf_zip.methods import method_named
 from hf_zip.products import Products
 from hf_zip.similarity import (
     ROLES,
@@ -36,28 +35,6 @@ from hf_zip.support import Support, support
 from hf_zip.task_head import rows_of_labels, task_heads
 from hf_zip.tasks import Task, labels_of, says_nothing
 from hf_zip.tokenization import check_tokenizer, compare_tokenizers
-
-_SUGGESTIONS: dict[Initialisation, str] = {
-    "shared": (
-        "iso_c, wudi or tsv, with the model that they were fine-tuned from (--base) and no data, "
-        "or average without it: the models' weights are alike part by part; `hf-zip methods` lists "
-        "the other methods for such models"
-    ),
-    "different": (
-        "{name}: the models' weights are unrelated part by part, so their mean is noise; {name} "
-        "{way} on calibration inputs"
-    ),
-    "unclear": (
-        "compare {name} with average on evaluation data: the models' weights are neither clearly "
-        "alike nor clearly unrelated"
-    ),
-}
-
-
-_WITHOUT_TABLE = (
-    "write a table of the family (`hf-zip inspect --propose MODEL` drafts one), which methods that "
-    "match features need: the models' weights are not alike, so their mean keeps little"
-)
 
 
 @dataclass(frozen=True)
@@ -132,7 +109,7 @@ def preflight(
         pairs = similarities(sources, known.adapter, products)
         findings += _identical(sources)
         if needs_shared_init:
-            findings += _initialisation(pairs, known.adapter, method or "this method", force)
+            findings += unlike_initialisations(pairs, known.adapter, method or "this method", force)
         compared = list(compare_own_bases(sources, own_bases, heads, force))
         if base is not None:
             bases = own_bases or [None] * len(sources)
@@ -158,7 +135,7 @@ def preflight(
         findings=tuple(sorted(findings, key=lambda finding: finding.level != "warning")),
         similarities=pairs,
         initialisation=verdict,
-        suggestion=_suggestion(verdict, known.adapter),
+        suggestion=suggestion(verdict, known.adapter),
         task_vectors=changes,
     )
 
@@ -268,48 +245,6 @@ def _identical(sources: Sequence[Source]) -> Iterator[Finding]:
             # Small ones first, which mostly tell: the others may have to be read for it.
             if all(torch.equal(x, y) for x, y in sorted(pairs, key=lambda pair: pair[0].numel())):
                 yield Finding("info", "identical", f"{both(first, other)} have the same weights")
-
-
-def _for_unrelated(adapter: Adapter | None) -> tuple[str, str]:
-    """The method for models whose weights are unrelated, and its way."""
-    if adapter is None:
-        return "a method that matches features", "needs a table of the family"
-    if method_named("zipfit").requires.form_obstacle(adapter):
-        return "permute", "first matches the features of the models"
-    return "zipfit", "solves every layer again for what the models do"
-
-
-def _suggestion(verdict: Initialisation, adapter: Adapter | None) -> str:
-    if adapter is None and verdict != "shared":
-        return _WITHOUT_TABLE
-    name, way = _for_unrelated(adapter)
-    return _SUGGESTIONS[verdict].format(name=name, way=way)
-
-
-def _initialisation(
-    pairs: Sequence[PairSimilarity], adapter: Adapter | None, method: str, force: bool
-) -> Iterator[Finding]:
-    name, way = _for_unrelated(adapter)
-    for pair in pairs:
-        cosines = ", ".join(f"{role} {cosine:.2f}" for role, cosine in pair.cosines.items())
-        problem = (
-            f"{method} is for models that were fine-tuned from one initialisation, but the weights "
-            f"of {pair.first!r} and {pair.second!r} are"
-        )
-        if pair.initialisation == "different":
-            yield refused(
-                "initialisation",
-                f"{problem} unrelated (cosines: {cosines})",
-                f"Use {name}, which {way}",
-                f"{method} is used all the same",
-                force,
-            )
-        if pair.initialisation == "unclear":
-            yield Finding(
-                "warning",
-                "initialisation",
-                f"{problem} only somewhat alike (cosines: {cosines}); compare the merge with them",
-            )
 
 
 def _type(source: Source) -> str:

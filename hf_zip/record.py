@@ -20,16 +20,13 @@ from hf_zip.plain import plain
 from hf_zip.preparation import Prepared
 from hf_zip.recipe import Recipe, Unmerge
 from hf_zip.redact import published
-from hf_zip.report import (
-    REPORT_NAME,
+from hf_zip.report import REPORT_NAME, Report, read, versions
+from hf_zip.report_records import (
     MethodRecord,
     OwnBaseRecord,
-    Report,
     SimilarityRecord,
     SourceRecord,
     TaskRecord,
-    read,
-    versions,
 )
 from hf_zip.save import MARKER, write_file
 from hf_zip.sources import Source, pinned

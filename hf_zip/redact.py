@@ -7,7 +7,8 @@ from typing import Any
 
 from hf_zip.evaluate import Evaluation
 from hf_zip.generated import FROM, parts_of
-from hf_zip.report import Report, SourceRecord
+from hf_zip.report import Report
+from hf_zip.report_records import SourceRecord
 from hf_zip.sources import pinned
 from hf_zip.sweep_report import SweepReport
 

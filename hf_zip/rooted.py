@@ -23,7 +23,8 @@ from hf_zip.plain import build, plain
 from hf_zip.readers import reader_of
 from hf_zip.recipe import CalibrationSpec
 from hf_zip.redact import described_publicly
-from hf_zip.report import SourceRecord, versions
+from hf_zip.report import versions
+from hf_zip.report_records import SourceRecord
 from hf_zip.rooting.options import RootingOptions
 from hf_zip.rooting.root import root_model
 from hf_zip.save import check_replaceable, save_checked

@@ -8,7 +8,8 @@ from hf_zip.candidates import Kind
 from hf_zip.evaluate import Evaluation, Row
 from hf_zip.licenses import License
 from hf_zip.metadata import last_row
-from hf_zip.report import Report, SourceRecord
+from hf_zip.report import Report
+from hf_zip.report_records import SourceRecord
 from hf_zip.tables import percent
 from hf_zip.training.trained import Trained
 

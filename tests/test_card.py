@@ -12,7 +12,7 @@ from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
 from hf_zip.licenses import License
 from hf_zip.recipe import Recipe
 from hf_zip.redact import published
-from hf_zip.report import SourceRecord, TaskRecord
+from hf_zip.report_records import SourceRecord, TaskRecord
 from tests.models import processor, vit
 from tests.test_report import EVALUATION, REPORT
 

@@ -6,7 +6,7 @@ import pytest
 
 from hf_zip.charts import MOST_TASKS, OUTSIDE, charts, pareto
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
-from hf_zip.report import SimilarityRecord
+from hf_zip.report_records import SimilarityRecord
 from tests.test_report import EVALUATION, REPORT
 
 

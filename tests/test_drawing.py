@@ -13,7 +13,7 @@ from PIL import Image
 from hf_zip import drawing, figures
 from hf_zip.charts import Chart, charts, pareto
 from hf_zip.drawing import picture_name, pictures, png, svg
-from hf_zip.report import SimilarityRecord
+from hf_zip.report_records import SimilarityRecord
 from tests.test_report import EVALUATION, REPORT
 
 NASTY = '</text><script>alert(1)</script> $x_1$ --> & "q" \'é {{ 7 }}'

@@ -17,7 +17,8 @@ from hf_zip.evaluate import EvaluatedTask, Evaluation
 from hf_zip.licenses import License
 from hf_zip.lineage import Ancestor
 from hf_zip.page import PAGE_NAME, render_page, report_page
-from hf_zip.report import REPORT_NAME, MethodRecord, SimilarityRecord, SourceRecord, Validation
+from hf_zip.report import REPORT_NAME
+from hf_zip.report_records import MethodRecord, SimilarityRecord, SourceRecord, Validation
 from hf_zip.sweep_report import SWEEP_NAME, SweepReport, read_sweep
 from hf_zip.tables import table_cells
 from tests.test_drawing import FULL

@@ -7,17 +7,8 @@ import pytest
 from hf_zip.errors import HfZipError
 from hf_zip.evaluate import EvaluatedTask, Evaluation, Row
 from hf_zip.licenses import License
-from hf_zip.report import (
-    REPORT_NAME,
-    MethodRecord,
-    Report,
-    SimilarityRecord,
-    SourceRecord,
-    TaskRecord,
-    read,
-    table,
-    versions,
-)
+from hf_zip.report import REPORT_NAME, Report, read, table, versions
+from hf_zip.report_records import MethodRecord, SimilarityRecord, SourceRecord, TaskRecord
 from hf_zip.sources import Source
 from hf_zip.tables import amount, escape, markdown_table, percent
 from hf_zip.tasks import Task

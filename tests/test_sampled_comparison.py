@@ -17,7 +17,7 @@ from hf_zip.errors import HfZipError
 from hf_zip.page import render_page
 from hf_zip.preflight import Preflight, render
 from hf_zip.products import compared_share, products
-from hf_zip.report import SimilarityRecord
+from hf_zip.report_records import SimilarityRecord
 from hf_zip.similarity import similarities, task_vector_similarities
 from tests.siblings import family
 from tests.test_preflight import finetuned, sources
