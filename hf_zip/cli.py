@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hf_zip import __version__
 from hf_zip.errors import HfZipError
 from hf_zip.merge_command import merge
 from hf_zip.options import (
@@ -34,6 +35,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"hf_zip {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def every_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Options of the program itself."""
 
 
 app.command()(merge)

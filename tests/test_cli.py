@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoModelForImageClassification, pipeline
 from typer.testing import CliRunner
 
+import hf_zip
 from hf_zip import cli
 from hf_zip.save import MARKER
 from tests.data import write_images, write_labelled
@@ -74,6 +75,11 @@ def test_help_does_not_wait_for_heavy_imports():
         "import sys, hf_zip.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_version_is_told(run):
+    result = run("--version")
+    assert (result.exit_code, result.output) == (0, f"hf_zip {hf_zip.__version__}\n")
 
 
 def test_merge_two_folders_and_load_them_without_hf_zip(run, tmp_path):
