@@ -71,7 +71,7 @@ def save_adapter(
     with staged(target) as staging:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PEFT, on what it finds unusual
-            _wrapped(model, adapter).save_pretrained(staging)
+            _wrapped(model, adapter).save_pretrained(staging, save_embedding_layers=False)
         with tempfile.TemporaryDirectory(dir=staging) as place:
             model.config.save_pretrained(place)
             (Path(place) / "config.json").rename(staging / MERGED_CONFIG)

@@ -109,7 +109,7 @@ def _features(output: Any) -> tuple[str, ...]:
             return names
     raise HfZipError(
         f"a {type(output).__name__} has no answer to draw from: it has {', '.join(output)}, but "
-        "should have logits, embeddings or hidden states; use 'regmean'"
+        "should have logits of labels, embeddings or hidden states; use 'regmean'"
     )
 
 
