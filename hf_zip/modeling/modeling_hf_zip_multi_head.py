@@ -145,7 +145,7 @@ class HfZipMultiHeadModel(PreTrainedModel):
             token_type_ids: See `input_ids`.
             position_ids: See `input_ids`.
             inputs_embeds: See `input_ids`.
-            pixel_values: Images, `[inputs, channels, height, width]`.
+            pixel_values: Images, `[inputs, channels, height, width]`; they may be given first.
             labels: What the native model of the task is trained on; so are the next two. They can
                 be given with a task only.
             start_positions: See `labels`.
@@ -156,6 +156,9 @@ class HfZipMultiHeadModel(PreTrainedModel):
         Raises:
             ValueError: There is no such task, or something for one head is given without a task.
         """
+        if input_ids is not None and input_ids.is_floating_point():
+            # Images that are given first, as models of images take them.
+            input_ids, pixel_values = None, input_ids
         named = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

@@ -83,7 +83,7 @@ class HfZipTasksModel(PreTrainedModel):
             token_type_ids: See `input_ids`.
             position_ids: See `input_ids`.
             inputs_embeds: See `input_ids`.
-            pixel_values: Images, `[inputs, channels, height, width]`.
+            pixel_values: Images, `[inputs, channels, height, width]`; they may be given first.
             labels: Right labels: of each input its position among those of the task, or of all. A
                 task that one native model answers takes what that is trained on.
             task: Name of the task, where it is known; left out, the config's, and if that names
@@ -94,6 +94,9 @@ class HfZipTasksModel(PreTrainedModel):
             ValueError: There is no such task, or labels are given for tasks that are not all about
                 one label of an input.
         """
+        if input_ids is not None and input_ids.is_floating_point():
+            # Images that are given first, as models of images take them.
+            input_ids, pixel_values = None, input_ids
         named = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
