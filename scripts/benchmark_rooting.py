@@ -7,8 +7,10 @@ from the cache folder): with `--classes` ViTs on classes of one image data set, 
 one of several data sets of texts. Then some are rooted in others and merged, by several methods,
 and the same steps, or as `--seconds` says the same time, are spent on distillation; all of that on
 inputs of the tasks without labels and, as `--proxy` and `--generated` say, on others; `--generated
-synthesised:parents` takes images that each of the models synthesises, in turn. Results are kept in
-`rooting.json` after every row, so that a run that was stopped goes on, and `rooting.md` is made
+synthesised:parents` takes images that each of the models synthesises, in turn. With `--init` BERTs
+start from a pretrained one, but for those of the data sets of `--scratch`; where it has its
+masked-language-model head, `--generated sampled:FOLDER` takes texts that it draws. Results are kept
+in `rooting.json` after every row, so that a run that was stopped goes on, and `rooting.md` is made
 from it.
 """
 
@@ -31,14 +33,16 @@ from benchmarking import parse_quietly, read_results, write_results
 from merging import ALL, measure, named_sources, references, shown_command
 from rooting_rows import Budget, Group, Made, Unit, rows
 from rooting_tables import report, table
+from text_tables import title
 from torch import Tensor
 from training import read_setting
 
 from hf_zip.calibration import labelled_from_memory, load_inputs
-from hf_zip.generated import SYNTHESISED
+from hf_zip.generated import SAMPLED, SYNTHESISED
 from hf_zip.readers import reader_of
 from hf_zip.recipe import CalibrationSpec
 from hf_zip.report import versions
+from hf_zip.sampled import sampled_texts
 from hf_zip.sources import Source
 from hf_zip.tasks import Task, resolve_tasks
 
@@ -61,8 +65,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="*", default=[], help="others, in seconds")
     parser.add_argument("--rooting-rate", type=float, default=1e-3, help="default: 0.001")
     parser.add_argument("--rows", nargs="*", help="how rows to measure begin; default: all")
-    parser.add_argument("--init", type=Path, help="pretrained BERT that models start from")
-    parser.add_argument("--scratch", nargs="*", default=[], help="data sets of models that do not")
+    benchmark_text.add_starts(parser)
     images = any(word.startswith("--classes") for word in sys.argv)
     arguments = parse_quietly(parser, train_vit.Setting() if images else train_bert.Setting())
     make, name, setting = (of_images if images else of_texts)(arguments)
@@ -85,10 +88,10 @@ def main() -> None:
                 record["groups"].append({"made": {}, "test": [], "validation": []})
             known = record["groups"][position]
             wanted = {**compared, **chosen(rows(group, budgets), arguments.rows)}
-            for title in run(known, wanted, group.tasks, parts):
+            for row in run(known, wanted, group.tasks, parts):
                 results = {**read_results(arguments.out, RESULTS), name: record}
                 write_results(arguments.out, RESULTS, results, report(results))
-                print(f"{name}, group {position}: {title}", flush=True)
+                print(f"{name}, group {position}: {row}", flush=True)
     print("\n".join(table(name, record)))
 
 
@@ -184,10 +187,8 @@ def of_texts(arguments: argparse.Namespace) -> tuple[Makes, str, dict[str, Any]]
     tokenizer, setting = train_bert.start(
         read_setting(arguments, train_bert.Setting()), arguments.data, arguments.init
     )
-    ways = {
-        name: (train_bert.Start(arguments.init, name in arguments.scratch), setting)
-        for name in data
-    }
+    ways = benchmark_text.ways_of(arguments, setting, list(data))
+    starts = {"init": arguments.init and arguments.init.name, "scratch": arguments.scratch}
 
     def make(position: int, training: Mapping[str, Any], scratch: Path) -> Ready:
         folders = benchmark_text.train_parents(data, tokenizer, ways, position, arguments.cache)
@@ -200,7 +201,8 @@ def of_texts(arguments: argparse.Namespace) -> tuple[Makes, str, dict[str, Any]]
             arguments, folders, inputs, training, scratch, position, labelled, setting.longest
         )
 
-    return make, " + ".join(data), asdict(setting)
+    differing = {name: asdict(own) for name, (_, own) in ways.items() if own != setting}
+    return make, title(starts, list(data)), {**asdict(setting), **differing}
 
 
 def training_texts(
@@ -237,13 +239,10 @@ def _group(
     sources = named_sources(folders)
     tasks = resolve_tasks(sources)
     reader = reader_of(sources[0], longest or 1)
-    drawn: dict[str, Any] = {
-        _short(name): {"data": [name], "samples": arguments.samples}
+    drawn = {
+        _short(name): drawn_from(name, sources, arguments.samples, position, longest or 1)
         for name in arguments.generated
-        if name != OF_PARENTS
     }
-    if OF_PARENTS in arguments.generated:
-        drawn[OF_PARENTS] = of_parents(sources, arguments.samples, position)
     every = {**inputs, **drawn}
     group = Group(sources, tasks, every, arguments.few, training, scratch, position)
     if longest:
@@ -259,6 +258,24 @@ def _group(
         for candidate in references(sources, tasks, group.few_of(ALL), reader)
     }
     return group, parts, compared
+
+
+def drawn_from(name: str, sources: Sequence[Source], samples: int, seed: int, longest: int) -> Any:
+    """Returns inputs of a generator as `hf_zip.merge` takes them; what costs most is drawn once.
+
+    Args:
+        name: The generator.
+        sources: The models.
+        samples: How many inputs.
+        seed: Decides them.
+        longest: Tokens of a text at most.
+    """
+    if name == OF_PARENTS:
+        return of_parents(sources, samples, seed)
+    if name.startswith(SAMPLED):
+        model = name.removeprefix(SAMPLED)
+        return sampled_texts(model, samples, seed, longest, progress=False)[0]
+    return {"data": [name], "samples": samples}
 
 
 def of_parents(sources: Sequence[Source], samples: int, seed: int) -> Tensor:

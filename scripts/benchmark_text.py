@@ -89,26 +89,13 @@ def main() -> None:
     parser.add_argument("--proxy", type=Path, nargs="*", default=[], help="other data, unrelated")
     parser.add_argument("--choices", action="store_true", help="vary zipfit on validation texts")
     parser.add_argument("--resume", action="store_true", help="measure only what is missing")
-    parser.add_argument("--init", type=Path, help="pretrained BERT that models start from")
-    parser.add_argument("--scratch", nargs="*", default=[], help="data sets of models that do not")
-    parser.add_argument("--scratch-epochs", type=int, help="for these; default: as for others")
-    parser.add_argument("--scratch-learning-rate", type=float, help="the same")
+    add_starts(parser)
     arguments = parse_quietly(parser, Setting())
     data = {folder.name: read_data(folder) for folder in arguments.data}
     proxies = {at.name: read_texts(at / "train.parquet").texts for at in arguments.proxy}
     setting = read_setting(arguments, Setting())
     tokenizer, setting = start(setting, arguments.data, arguments.init)
-    scratch = replace(
-        setting,
-        epochs=arguments.scratch_epochs or setting.epochs,
-        learning_rate=arguments.scratch_learning_rate or setting.learning_rate,
-    )
-    ways = {
-        name: (Start(arguments.init, True), scratch)
-        if name in arguments.scratch
-        else (Start(arguments.init), setting)
-        for name in data
-    }
+    ways = ways_of(arguments, setting, list(data))
     settled: dict[str, Any] = {
         "samples": arguments.samples,
         "init": arguments.init.name if arguments.init else None,
@@ -131,6 +118,37 @@ def main() -> None:
         ]
         write(arguments.out, name, record)
     print("\n".join(table(name, record)))
+
+
+def add_starts(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where models start."""
+    parser.add_argument("--init", type=Path, help="pretrained BERT that models start from")
+    parser.add_argument("--scratch", nargs="*", default=[], help="data sets of models that do not")
+    parser.add_argument("--scratch-epochs", type=int, help="for these; default: as for others")
+    parser.add_argument("--scratch-learning-rate", type=float, help="the same")
+
+
+def ways_of(
+    arguments: argparse.Namespace, setting: Setting, names: Sequence[str]
+) -> dict[str, tuple[Start, Setting]]:
+    """Returns for each data set where its model starts, and how it is trained.
+
+    Args:
+        arguments: What was given of `add_starts`.
+        setting: How models are trained if nothing else is said.
+        names: The data sets.
+    """
+    scratch = replace(
+        setting,
+        epochs=arguments.scratch_epochs or setting.epochs,
+        learning_rate=arguments.scratch_learning_rate or setting.learning_rate,
+    )
+    return {
+        name: (Start(arguments.init, True), scratch)
+        if name in arguments.scratch
+        else (Start(arguments.init), setting)
+        for name in names
+    }
 
 
 def known_groups(record: Mapping[str, Any], settled: Mapping[str, Any]) -> list[Any]:

@@ -4,12 +4,14 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from transformers import BertForMaskedLM
 
 from tests.test_benchmark_text import TINY as TINY_BERT
 from tests.test_benchmark_text import call
 from tests.test_benchmark_text import folder as sentences  # noqa: F401 - a fixture
 from tests.test_benchmark_zip import TINY as TINY_VIT
 from tests.test_benchmark_zip import folder as pictures  # noqa: F401 - a fixture
+from tests.texts import bert, tokenizer
 
 # isort: split
 import benchmark_rooting
@@ -95,6 +97,31 @@ def test_models_of_texts_are_rooted_too(sentences, monkeypatch):  # noqa: F811
     rows = {row["name"]: row for row in group["test"]}
     assert rows["rooted in the first, average: 2 steps"]["per_task"].keys() == {"asked", "named"}
     assert str(sentences) not in (sentences / "out" / "rooting.md").read_text()
+
+
+def test_models_may_start_from_a_pretrained_one_that_draws_texts(sentences, monkeypatch):  # noqa: F811
+    base, drawn = sentences / "base", []
+    bert(cls=BertForMaskedLM, seed=4).save_pretrained(base)
+    tokenizer().save_pretrained(base)
+    draw = benchmark_rooting.sampled_texts
+
+    def counted(model, *given, **more):
+        drawn.append((model, *given))
+        return draw(model, *given, **more)
+
+    monkeypatch.setattr(benchmark_rooting, "sampled_texts", counted)
+    rooting = "rooted in the first, average: 2 steps, "
+    options = {"--data": [sentences / "asked", sentences / "named"], "--steps": 2, "--init": base}
+    options |= {"--scratch": "named", "--scratch-epochs": 2, "--generated": f"sampled:{base}"}
+    options |= {"--rows": [rooting, "zipfit, all inputs of sampled"]}
+    call(benchmark_rooting.main, monkeypatch, options_for(sentences, **options), TINY_BERT)
+    found = read(sentences)["asked (base) + named (new weights)"]
+    assert list(found["groups"][0]["made"]) == [
+        "zipfit, all inputs of sampled:base",
+        f"{rooting}sampled:base",
+    ]
+    assert drawn == [(str(base), 24, 0, TINY_BERT.longest)]  # once for all rows
+    assert (found["setting"]["epochs"], found["setting"]["named"]["epochs"]) == (8, 2)
 
 
 def test_texts_are_of_all_tasks_in_turn():
