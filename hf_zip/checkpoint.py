@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from hf_zip.errors import HfZipError, first_few, first_line
+from hf_zip.mapped import sha256
 from hf_zip.modeling import (
     HfZipClipForImageClassification,
     HfZipConfig,
@@ -290,10 +291,7 @@ def digest(files: Sequence[Path]) -> str:
     Args:
         files: The files.
     """
-    digests = []
-    for file in files:
-        with file.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    digests = [sha256(file) for file in files]
     if len(files) == 1:
         return digests[0]
     listed = (f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))

@@ -170,7 +170,7 @@ def _cells(figure: Any, chart: Chart, ink: str) -> None:
                     va="center",
                     fontsize=7.5,
                     color="#111111" if light else "#fefefe",
-                    in_layout=False,
+                    in_layout=False,  # within its cell, as many of them would be measured long
                 )
     turned: dict[str, Any] = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"}
     axes.set_xticks([c + 0.5 for c in range(len(chart.columns))], chart.columns, **turned)

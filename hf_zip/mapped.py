@@ -1,5 +1,6 @@
 """The tensors of a safetensors file as views of the file, whose pages can be dropped again."""
 
+import hashlib
 import json
 import mmap
 import threading
@@ -21,7 +22,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _OPEN: WeakSet["_Pages"] = WeakSet()
-_MOST = 1 << 24  # bytes that may have been read before their memory is given back
+_MOST = 1 << 24  # bytes that are read before their memory is given back
 
 
 class _Pages(mmap.mmap):
@@ -56,6 +57,28 @@ def mapped_tensors(path: Path) -> Mapping[str, Tensor] | None:
         flat = torch.frombuffer(pages, dtype=dtype, count=count, offset=begin)
         found[name] = flat.reshape(entry["shape"])
     return found
+
+
+def sha256(file: Path) -> str:
+    """Returns the SHA-256 of a file, whose pages are looked at where they are.
+
+    Args:
+        file: The file.
+    """
+    found = hashlib.sha256()
+    if not file.stat().st_size:  # which cannot be mapped
+        return found.hexdigest()
+    with (
+        file.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as pages,
+        memoryview(pages) as whole,
+    ):
+        # Much at once: between two calls other threads of Python may come first.
+        for start in range(0, len(whole), _MOST):
+            with whole[start : start + _MOST] as part:
+                found.update(part)
+                pages.madvise(mmap.MADV_DONTNEED, start, len(part))
+    return found.hexdigest()
 
 
 def release_pages() -> None:

@@ -174,14 +174,32 @@ def _sizes(model: PreTrainedModel, sources: Sequence[Source], recipe: Recipe) ->
     }
 
 
-def files(recipe: Recipe, report: Report) -> dict[str, str | bytes]:
+def early_pictures(
+    assembled: Assembled, recipe: Recipe, prepared: Prepared, method: MergeMethod, merged: Merged
+) -> dict[str, bytes]:
+    """Returns the pictures of a merge of which all is known but its sources' digests.
+
+    Args:
+        assembled: See `make_report`, as for the others.
+        recipe: The recipe, which need not be resolved.
+        prepared: The sources.
+        method: The merge method.
+        merged: Its result.
+    """
+    return pictures(make_report(assembled, recipe, prepared, method, merged, 0.0))
+
+
+def files(
+    recipe: Recipe, report: Report, drawn: Mapping[str, bytes] | None = None
+) -> dict[str, str | bytes]:
     """Returns the files that stand beside a merged model: texts, and pictures if they can be drawn.
 
     Args:
         recipe: The resolved recipe.
         report: What is known about the merge.
+        drawn: Its pictures, where they were drawn before.
     """
-    drawn = pictures(report)
+    drawn = pictures(report) if drawn is None else drawn
     return {**_texts(recipe, report, None, None, drawn), **drawn}
 
 

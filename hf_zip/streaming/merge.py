@@ -26,7 +26,13 @@ from hf_zip.needs import resolve_unmerge
 from hf_zip.outcome import Merged
 from hf_zip.preparation import Prepared, prepare
 from hf_zip.recipe import Recipe
-from hf_zip.record import config_record, files, make_report, resolved_recipe
+from hf_zip.record import (
+    config_record,
+    early_pictures,
+    files,
+    make_report,
+    resolved_recipe,
+)
 from hf_zip.report import Report
 from hf_zip.save import staged
 from hf_zip.siblings import merged_pieces
@@ -100,6 +106,9 @@ def merge_files(
             for name, buffer in counters(template).items():
                 if name in names:
                     writer.write(name, 0, buffer)
+        assembled = Assembled(model, {}, None)
+        # Before the digests are waited for, as these may take the other processor a while.
+        drawn = early_pictures(assembled, request.recipe, prepared, method, merged)
         prepared = replace(
             prepared,
             sources=tuple(map(request.with_digest, prepared.sources)),
@@ -112,9 +121,8 @@ def merge_files(
             processor.save_pretrained(staging)
         resolved = resolved_recipe(request.recipe, prepared, options, None, unmerge)
         seconds = time.perf_counter() - started
-        assembled = Assembled(model, {}, None)
         report = make_report(assembled, resolved, prepared, method, merged, seconds)
-        for name, content in files(resolved, report).items():
+        for name, content in files(resolved, report, drawn).items():
             data = content.encode("utf-8") if isinstance(content, str) else content
             (staging / name).write_bytes(data)
         _check_written(type(model), staging, writer, dtype)
