@@ -6,7 +6,7 @@ from hf_zip.errors import HfZipError
 from hf_zip.recipe import Recipe
 
 # Keys of a recipe that are options of the same name, with the same values.
-_AS_GIVEN = ("dtype", "output", "rank", "seed", "license")
+_AS_GIVEN = ("dtype", "output", "rank", "max_shard_size", "seed", "license")
 
 
 def recipe_from(models: list[str], options: dict[str, Any]) -> Recipe:

@@ -58,6 +58,10 @@ def merge(
         typer.Option(metavar="model | lora", help="What is written: a model, or a LoRA of --base."),
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of that LoRA.")] = None,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Where another file of weights begins, such as 5GB."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
     license_: Annotated[
         str | None,
@@ -98,6 +102,7 @@ def merge(
         "--dtype": dtype,
         "--output": output,
         "--rank": rank,
+        "--max-shard-size": max_shard_size,
         "--seed": seed,
         "--license": license_,
     }

@@ -28,7 +28,7 @@ from hf_zip.recipe import Recipe
 from hf_zip.record import config_record, files, make_report, refresh, resolved_recipe
 from hf_zip.report import Report, read
 from hf_zip.request import Request
-from hf_zip.save import MARKER, check_replaceable, save_checked
+from hf_zip.save import MARKER, SHARD, check_replaceable, save_checked
 from hf_zip.streaming.lane import streamed
 from hf_zip.streaming.merge import merge_files
 
@@ -70,7 +70,8 @@ class MergeResult:
             return
         beside = files(self.recipe, self.report)
         if self.adapter is None:
-            save_checked(self.model, folder, self.processor, beside)
+            size = self.recipe.max_shard_size or SHARD
+            save_checked(self.model, folder, self.processor, beside, size)
         else:
             save_adapter(self.model, self.adapter, folder, self.processor, beside)
 

@@ -12,6 +12,7 @@ from hf_zip.errors import HfZipError, unknown
 from hf_zip.generated import TEXTS, check_generators, is_generated
 from hf_zip.mergekit import is_mergekit, translated
 from hf_zip.plain import assign_texts, build, kind, plain
+from hf_zip.ranges import check_size
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,8 @@ class Recipe:
         output: "model" writes the merged model; "lora" what it changes of its base, as a PEFT
             adapter, for merges parameter by parameter whose base is known.
         rank: Rank of that adapter; left out, the smallest that leaves out no more than rounding.
+        max_shard_size: Size of a file of weights, such as "5GB", beyond which another begins; left
+            out, that of transformers' `save_pretrained`.
         license: Licence that the card of the merge states, as the Hub names it; left out, that of
             the models where they all state one and the same, else none.
     """
@@ -198,6 +201,7 @@ class Recipe:
     seed: int = 0
     output: Output = "model"
     rank: int | None = None
+    max_shard_size: str | None = None
     license: str | None = None
 
     def __post_init__(self) -> None:
@@ -220,6 +224,12 @@ class Recipe:
             _at_least("rank", self.rank, 1)
             if self.output != "lora":
                 raise HfZipError("rank is that of an adapter; use output: lora, or leave rank out")
+        if self.max_shard_size is not None:
+            check_size("max_shard_size", self.max_shard_size)
+            if self.output == "lora":
+                raise HfZipError(
+                    "max_shard_size is that of a model's files; an adapter has one, so leave it out"
+                )
         if isinstance(self.stop_at, int):
             _at_least("stop_at", self.stop_at, 0)
 

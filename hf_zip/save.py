@@ -1,5 +1,6 @@
 """Folders out: written beside the target, checked by a reload, then renamed into place."""
 
+import inspect
 import logging
 import os
 import shutil
@@ -23,6 +24,8 @@ from hf_zip.probe import random_inputs
 logger = logging.getLogger(__name__)
 
 MARKER = "hf_zip_recipe.yaml"
+# Where transformers begins another file of weights if nothing is said.
+SHARD: str = inspect.signature(PreTrainedModel.save_pretrained).parameters["max_shard_size"].default
 
 
 def save_checked(
@@ -30,6 +33,7 @@ def save_checked(
     folder: str | Path,
     processor: Any = None,
     files: Mapping[str, str | bytes] = {},
+    max_shard_size: str = SHARD,
 ) -> Path:
     """Writes a model folder all at once, or not at all.
 
@@ -42,6 +46,7 @@ def save_checked(
         folder: Where it should end; an older merge there is replaced.
         processor: Saved with the model.
         files: More files by name, texts or bytes.
+        max_shard_size: Size of a file of weights beyond which another begins.
 
     Returns:
         The folder.
@@ -53,7 +58,7 @@ def save_checked(
     target = Path(folder)
     check_replaceable(target)
     with staged(target) as staging:
-        model.save_pretrained(staging)
+        model.save_pretrained(staging, max_shard_size=max_shard_size)
         if processor is not None:
             processor.save_pretrained(staging)
         for name, content in files.items():

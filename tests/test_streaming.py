@@ -23,7 +23,6 @@ from hf_zip import siblings
 from hf_zip.errors import HfZipError
 from hf_zip.mapped import mapped_tensors, release_pages
 from hf_zip.methods import methods
-from hf_zip.streaming import writing
 from tests.models import randomise, vit
 from tests.siblings import family
 from tests.test_siblings import siblings_of
@@ -161,18 +160,16 @@ def test_other_families_give_the_same_files(make, tmp_path):
     assert_same(*made)
 
 
-def test_shards_come_in_and_go_out(tmp_path, monkeypatch):
+def test_shards_come_in_and_go_out(tmp_path):
     base, models = family(2, cls=BertModel)
     paths, base = save(tmp_path, models, base, max_shard_size="5KB")
     assert len([*paths[0].glob("*.safetensors")]) > 2
-    memory = hf_zip.merge(paths, method="ties", base_model=base).model
-    monkeypatch.setattr(writing, "_largest_shard", lambda: "5KB")
-    stream = tmp_path / "sharded"
-    result = hf_zip.merge(paths, method="ties", base_model=base, out=stream, lane="stream")
+    expected, stream = tmp_path / "saved", tmp_path / "sharded"
+    keys = {"method": "ties", "base_model": base, "max_shard_size": "5KB"}
+    memory = hf_zip.merge(paths, **keys, out=expected, lane="memory").model
+    result = hf_zip.merge(paths, **keys, out=stream, lane="stream")
     for name, tensor in memory.state_dict().items():
         assert torch.equal(tensor, result.model.state_dict()[name]), name
-    expected = tmp_path / "saved"
-    memory.save_pretrained(expected, max_shard_size="5KB")
     assert len([*expected.glob("*.safetensors")]) > 2
     for path in expected.glob("model*"):
         assert path.read_bytes() == (stream / path.name).read_bytes(), path.name

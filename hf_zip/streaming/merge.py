@@ -34,7 +34,7 @@ from hf_zip.record import (
     resolved_recipe,
 )
 from hf_zip.report import Report
-from hf_zip.save import staged
+from hf_zip.save import SHARD, staged
 from hf_zip.siblings import merged_pieces
 from hf_zip.streaming.lane import Streamed
 from hf_zip.streaming.models import NotStreamableError, empty_model, mapped_model, names_in_file
@@ -96,7 +96,8 @@ def merge_files(
         # Its config is complete only when all files are digested; its shapes are known now.
         model = _model(merged, prepared, {}, dtype)
         names = names_in_file(model)
-        with open_writer(staging, model, names) as writer:
+        size = request.recipe.max_shard_size or SHARD
+        with open_writer(staging, model, names, size) as writer:
             check = partial(_check_part, prepared)
             for name, start, piece in merged_pieces(prepared.inputs, combination, options, check):
                 writer.write(name, start, piece)

@@ -1,6 +1,5 @@
 """Safetensors files of a model, sharded where they are large, written a few rows at a time."""
 
-import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_zip.errors import HfZipError
+from hf_zip.save import SHARD
 
 _TYPES = {
     torch.float64: "F64",
@@ -82,7 +82,10 @@ def end_of(numbers: Tensor) -> bytes:
 
 @contextmanager
 def open_writer(
-    folder: Path, model: PreTrainedModel, names: Mapping[str, tuple[str, Tensor]]
+    folder: Path,
+    model: PreTrainedModel,
+    names: Mapping[str, tuple[str, Tensor]],
+    max_shard_size: str = SHARD,
 ) -> Iterator[TensorWriter]:
     """Yields what writes a model's tensors as `save_pretrained` would, in files of its sizes.
 
@@ -90,13 +93,14 @@ def open_writer(
         folder: Where to.
         model: The model, on the meta device.
         names: For every tensor by its name in the model the one in the files, and its like.
+        max_shard_size: Size of a file beyond which another begins.
 
     Raises:
         HfZipError: A tensor was not written whole.
     """
     likes = dict(names.values())
     split = split_torch_state_dict_into_shards(
-        likes, filename_pattern="model{suffix}.safetensors", max_shard_size=_largest_shard()
+        likes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     own = {written: name for name, (written, _) in names.items()}
     places = {}
@@ -121,14 +125,6 @@ def open_writer(
         }
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-
-def _largest_shard() -> str:
-    """The size at which `save_pretrained` begins another file."""
-    found: str = (
-        inspect.signature(PreTrainedModel.save_pretrained).parameters["max_shard_size"].default
-    )
-    return found
 
 
 def _begin(file: BinaryIO, likes: Mapping[str, Tensor]) -> dict[str, int]:
