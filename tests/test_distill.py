@@ -157,7 +157,7 @@ def test_models_may_have_inputs_of_their_own_and_weights():
         adapter_of(models[1]),
         own[1],
     )[0]["classifier.weight"]
-    assert torch.allclose(start.model.classifier.weight[2:], head, atol=1e-6)
+    assert torch.allclose(start.model.classifier.weight[2:], head, atol=1e-5)
 
 
 def test_a_killed_distillation_goes_on_to_the_same_weights(tmp_path):

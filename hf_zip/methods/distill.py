@@ -11,7 +11,6 @@ from hf_zip.methods import method_named
 from hf_zip.nested import run_nested
 from hf_zip.outcome import Merged
 from hf_zip.plain import build
-from hf_zip.refit.head import refit_heads
 from hf_zip.rooting.distil import Start
 from hf_zip.rooting.options import DistillTraining, LessonOptions
 from hf_zip.roots import taught
@@ -72,7 +71,7 @@ def run(inputs: MergeInputs, options: DistillOptions) -> Merged:
     first = options.first
     trainings: tuple[Any, ...] = ()
     if first is None:
-        start = _of_source(inputs, int(options.start), options.penalty)
+        start = _of_source(inputs, int(options.start))
     else:
         merged = run_nested(first, inputs, options.start_options())
         trainings = merged.provenance.get("trainings", ())
@@ -87,8 +86,8 @@ def run(inputs: MergeInputs, options: DistillOptions) -> Merged:
     )
 
 
-def _of_source(inputs: MergeInputs, position: int, penalty: float) -> Start:
-    """The trunk of a model, its head, and heads of the others that are fitted to read it."""
+def _of_source(inputs: MergeInputs, position: int) -> Start:
+    """The trunk of a model, its head, and those of the others, which are to be fitted to it."""
     runtime = inputs.runtime
     if not 0 <= position < len(runtime.models):
         raise HfZipError(
@@ -96,15 +95,9 @@ def _of_source(inputs: MergeInputs, position: int, penalty: float) -> Start:
             "of a merge method"
         )
     heads, trunks = split_heads(inputs, inputs.states)
-    fitted = []
-    for k, (model, feed) in enumerate(zip(runtime.models, runtime.feeds, strict=True)):
-        if k == position or runtime.table is None or not inputs.heads:
-            fitted.append(heads[k])
-            continue
-        running = {**runtime.running, "batch_size": feed.batch_size}
-        given = (trunks[position], [model], runtime.table, feed.inputs, penalty)
-        fitted += refit_heads(*given, **running)
-    return Start(trunks[position], tuple(fitted))
+    known = runtime.table is not None and inputs.heads
+    fitted = [k for k in range(len(heads)) if k != position] if known else []
+    return Start(trunks[position], tuple(heads), fitted=tuple(fitted))
 
 
 ENTRY = MergeMethod(

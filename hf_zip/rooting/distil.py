@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from hf_zip.align import State, shares
 from hf_zip.errors import HfZipError
 from hf_zip.learned import learned
-from hf_zip.rooting.lesson import identity_of_lessons, losses, plan_lesson
+from hf_zip.rooting.lesson import Lesson, identity_of_lessons, losses, plan_lesson
 from hf_zip.rooting.options import LessonOptions
-from hf_zip.rooting.student import compute_activations_again, make_student
+from hf_zip.rooting.student import compute_activations_again, make_student, put
 from hf_zip.side_by_side import SideBySide, distinct_sets
 from hf_zip.training.learner import Learner
 from hf_zip.training.options import TrainingOptions
@@ -30,11 +30,13 @@ class Start:
         trunk: What its answers to all teachers share, by name.
         heads: For each teacher the parameters of its head, empty where all share one.
         config: Entries of the config that differ from those of the first teacher.
+        fitted: Positions of teachers whose heads are still to be fitted to the trunk's features.
     """
 
     trunk: State
     heads: tuple[State, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    fitted: tuple[int, ...] = ()
 
 
 def distil(
@@ -90,11 +92,14 @@ def distil(
     taught = [teacher.to(device).eval() for teacher in teachers]
     student = make_student(teachers[0], {**start.trunk, **_stacked(start.heads)}, start.config)
     student = student.to(device).eval()
-    running, rows = (accelerator, progress), _rows(start.heads)
-    lessons = [
-        plan_lesson(student, teacher, feed.inputs, options, feed.batch_size, *running, rows=own)[0]
-        for teacher, feed, own in zip(taught, feeds, rows, strict=True)
-    ]
+    rows, lessons, begun = _rows(start.heads), list[Lesson](), list[State]()
+    for k, (teacher, feed) in enumerate(zip(taught, feeds, strict=True)):
+        names = _modules(start.heads[k]) if k in start.fitted else ()
+        running = (feed.batch_size, accelerator, progress, rows[k], names)
+        lesson, head = plan_lesson(student, teacher, feed.inputs, options, *running)
+        lessons.append(lesson)
+        begun.append({**start.heads[k], **head})
+    put(student, _stacked(begun))
     parts = shares(len(teachers), weights)
 
     def loss(own: Any, batch: Mapping[str, Any]) -> Tensor:
@@ -134,6 +139,11 @@ def distil(
 def _stacked(heads: Sequence[State]) -> dict[str, Tensor]:
     """The rows of all heads, in order."""
     return {name: torch.cat([head[name].cpu() for head in heads]) for name in heads[0]}
+
+
+def _modules(head: State) -> list[str]:
+    """The names of the linear layers of a head."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in head))
 
 
 def _rows(heads: Sequence[State]) -> list[slice | None]:
