@@ -22,7 +22,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _OPEN: WeakSet["_Pages"] = WeakSet()
-_MOST = 1 << 24  # bytes that are read before their memory is given back
+_MOST = 1 << 23  # bytes that are read before their memory is given back
 
 
 class _Pages(mmap.mmap):

@@ -1,6 +1,7 @@
 """Digests of files, and pictures that are drawn while these are worked out."""
 
 import hashlib
+import mmap
 from concurrent.futures import Future
 
 import pytest
@@ -11,10 +12,12 @@ from hf_zip.drawing import png
 from hf_zip.report import read
 from tests.siblings import family
 
+PAGE = mmap.PAGESIZE
 
-@pytest.mark.parametrize("size", [0, 1, 4095, 8192, 20000])
+
+@pytest.mark.parametrize("size", [0, 1, PAGE - 1, 2 * PAGE, 5 * PAGE + 7])
 def test_a_file_is_digested_in_parts(size, tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped, "_MOST", 8192)
+    monkeypatch.setattr(mapped, "_MOST", 2 * PAGE)
     data = bytes(i % 251 for i in range(size))
     (tmp_path / "x").write_bytes(data)
     assert mapped.sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
