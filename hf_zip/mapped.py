@@ -77,7 +77,7 @@ def sha256(file: Path) -> str:
         for start in range(0, len(whole), _MOST):
             with whole[start : start + _MOST] as part:
                 found.update(part)
-                pages.madvise(mmap.MADV_DONTNEED, start, len(part))
+                _drop(pages, start, len(part))
     return found.hexdigest()
 
 
@@ -85,7 +85,13 @@ def release_pages() -> None:
     """Gives back the memory of what was read of mapped files; they are read again when needed."""
     _Read.count = 0
     for pages in [*_OPEN]:
-        pages.madvise(mmap.MADV_DONTNEED)
+        _drop(pages)
+
+
+def _drop(pages: mmap.mmap, *part: int) -> None:
+    """Lets go of the memory of mapped pages, where the system takes advice."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        pages.madvise(mmap.MADV_DONTNEED, *part)
 
 
 def note_read(count: int) -> None:
