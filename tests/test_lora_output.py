@@ -297,7 +297,7 @@ def test_another_base_under_the_same_name_is_found_out(folders, tmp_path, monkey
     monkeypatch.setattr(
         PeftModel,
         "save_pretrained",
-        lambda self, folder: (folder / "adapter_config.json").write_text("{"),
+        lambda self, folder, **_: (folder / "adapter_config.json").write_text("{"),
     )
     with pytest.raises(HfZipError, match=r"the adapter does not load on .*; nothing was replaced"):
         merge(folders, out)
