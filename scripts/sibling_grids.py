@@ -77,7 +77,11 @@ GRIDS = (
     Grid("regmean_pp", {"alpha": (0.7, 1.0)}),
     Grid("fisher", {"normalise": ("none", "model")}),
     Grid("mats", {"iterations": (10, 30)}),
-    Grid("adamerging", fixed={"training": {"steps": 60, "learning_rate": 0.01}}),
+    Grid(
+        "adamerging",
+        {"training": ({"steps": 60, "learning_rate": 0.01},)},
+        fixed={"training": {"steps": 60, "learning_rate": 0.003}},
+    ),
     Grid("emr"),
     Grid("tall_masks", {"threshold": (0.2, 0.6)}),
     Grid("twin", {"rank": (0.1, 0.3)}, fixed={"routing": "top"}),
